@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * Packet traits: small typed values that travel with a packet.
+ *
+ * Socket options and control messages at level SOL_TRAITS. Keys are handed
+ * out by the "traits" generic netlink family, see <linux/traits_netlink.h>.
+ */
+#ifndef _LINUX_TRAITS_H
+#define _LINUX_TRAITS_H
+
+#include <linux/types.h>
+
+/* Level of the socket options and of the control messages below */
+#ifndef SOL_TRAITS
+#define SOL_TRAITS		288
+#endif
+
+/* Keys are 0 .. TRAITS_KEYS_MAX - 1 */
+#define TRAITS_KEYS_MAX		64
+
+/* The largest value, in bytes */
+#define TRAITS_VALUE_MAX	16
+
+/* Socket options.
+ *
+ * TRAITS_RECV: __u64, a mask of keys, bit k stands for key k. recvmsg() hands
+ * over those that the datagram has as one SCM_TRAITS control message.
+ */
+#define TRAITS_RECV		1
+
+/* Control messages.
+ *
+ * SCM_TRAITS: an array of struct trait, in key order. Absent if the datagram
+ * has none of the keys asked for, never cut short: whole, or MSG_CTRUNC.
+ */
+#define SCM_TRAITS		1
+
+/**
+ * struct trait - one key and its value
+ * @key:	0 .. TRAITS_KEYS_MAX - 1
+ * @len:	length of the value in bytes: 4, 8 or 16
+ * @flags:	must be 0
+ * @value:	@len bytes in native byte order, the rest is 0
+ *
+ * Needs no more than 4-byte alignment, which is what a control message has
+ * in a 32-bit process.
+ */
+struct trait {
+	__u32	key;
+	__u16	len;
+	__u16	flags;
+	__u8	value[TRAITS_VALUE_MAX];
+};
+
+#endif /* _LINUX_TRAITS_H */

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: MIT
+
+internal import CTraits
+internal import Glibc
+public import SystemPackage
+
+/// Flags of `recvmsg()`, those that are asked for and those that come back.
+public struct MessageFlags: OptionSet, Hashable, Sendable {
+  public let rawValue: Int32
+
+  public init(rawValue: Int32) { self.rawValue = rawValue }
+
+  /// Leave the datagram in the queue, to be received again.
+  ///
+  /// The corresponding C constant is `MSG_PEEK`.
+  public static var peek: MessageFlags { MessageFlags(rawValue: Int32(MSG_PEEK)) }
+
+  /// Fail with `EAGAIN` instead of waiting.
+  ///
+  /// The corresponding C constant is `MSG_DONTWAIT`.
+  public static var doNotWait: MessageFlags { MessageFlags(rawValue: Int32(MSG_DONTWAIT)) }
+
+  /// The datagram is longer than the room for its payload. When asked for, the
+  /// length that is returned is that of the whole datagram.
+  ///
+  /// The corresponding C constant is `MSG_TRUNC`.
+  public static var truncated: MessageFlags { MessageFlags(rawValue: Int32(MSG_TRUNC)) }
+
+  /// Control messages were left out or cut off for lack of room.
+  ///
+  /// The corresponding C constant is `MSG_CTRUNC`.
+  public static var controlTruncated: MessageFlags {
+    MessageFlags(rawValue: Int32(MSG_CTRUNC))
+  }
+}
+
+/// What one `recvmsg()` gave, control data still in raw form.
+public struct ReceivedMessage: Sendable {
+  /// How many bytes were received; with ``MessageFlags/truncated`` asked for,
+  /// how many the datagram has.
+  public let length: Int
+
+  /// How many bytes of control data were written.
+  public let controlLength: Int
+
+  /// Where the message came from; nil if not from an IPv4 or IPv6 address.
+  public let source: SocketAddress?
+
+  /// The flags that came back.
+  public let flags: MessageFlags
+}
+
+/// A datagram and its traits.
+public struct ReceivedDatagram: Sendable {
+  /// How many bytes of payload were written to the caller's buffer.
+  public let length: Int
+
+  /// How many bytes of payload the datagram has: more than ``length`` if the
+  /// buffer was too small for it.
+  public let datagramLength: Int
+
+  /// Where the datagram came from; nil if not from an IPv4 or IPv6 address.
+  public let source: SocketAddress?
+
+  /// Those of the keys asked for that the datagram has.
+  public let traits: Traits
+
+  /// Whether the end of the payload is lost, as the buffer was too small.
+  ///
+  /// The corresponding C constant is `MSG_TRUNC`.
+  public let isPayloadTruncated: Bool
+
+  /// Whether traits may be lost, as control messages of other options left no
+  /// room for them. Then ``traits`` is empty: they come whole or not at all.
+  ///
+  /// The corresponding C constant is `MSG_CTRUNC`.
+  public let areTraitsTruncated: Bool
+}
+
+extension FileDescriptor {
+  /// Asks that `recvmsg()` on this socket hands over these keys' traits.
+  ///
+  /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_RECV`.
+  ///
+  /// - Parameter mask: The keys; none turns it off.
+  /// - Throws: `ENOENT` if a key is not registered; `EPERM` if a key is not
+  ///   open to all and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW`
+  ///   over the socket's network namespace (in the initial user namespace, for
+  ///   a key that crosses network namespaces); `EOPNOTSUPP` if the socket is
+  ///   not of UDP over IPv4 or IPv6; `ENOPROTOOPT` if this kernel has no packet
+  ///   traits.
+  public func setReceivedTraits(_ mask: TraitMask) throws(Errno) {
+    var bits = mask.rawValue
+    guard
+      setsockopt(rawValue, SOL_TRAITS, TRAITS_RECV, &bits, socklen_t(MemoryLayout.size(ofValue: bits)))
+        == 0
+    else { throw Errno.current }
+  }
+
+  /// The keys whose traits `recvmsg()` on this socket hands over. A key that is
+  /// removed from the registry is out of this set, too.
+  ///
+  /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_RECV`.
+  ///
+  /// - Throws: `EOPNOTSUPP` if the socket is not of UDP over IPv4 or IPv6;
+  ///   `ENOPROTOOPT` or `EOPNOTSUPP` if this kernel has no packet traits.
+  public func receivedTraits() throws(Errno) -> TraitMask {
+    var bits: UInt64 = 0
+    var length = socklen_t(MemoryLayout.size(ofValue: bits))
+    guard getsockopt(rawValue, SOL_TRAITS, TRAITS_RECV, &bits, &length) == 0 else {
+      throw Errno.current
+    }
+    return TraitMask(rawValue: bits)
+  }
+
+  /// Receives a message, its control data in raw form.
+  ///
+  /// This is the layer beneath ``receiveDatagram(into:flags:)``, for programs
+  /// that want control messages of other kinds, too: see
+  /// ``ControlMessage/all(in:)`` and ``Traits/init(controlMessages:)``.
+  ///
+  /// The corresponding C function is `recvmsg`. Descriptors that come along
+  /// (`SCM_RIGHTS`) are close-on-exec.
+  ///
+  /// - Parameters:
+  ///   - payload: Where the message goes.
+  ///   - control: Where control data goes, at any address. Traits take
+  ///     16 bytes and 24 for each key.
+  ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``,
+  ///     ``MessageFlags/truncated``, or none.
+  ///   - retryOnInterrupt: Whether to try again if a signal came.
+  public func receiveMessage(
+    into payload: inout MutableRawSpan,
+    control: inout MutableRawSpan,
+    flags: MessageFlags = [],
+    retryOnInterrupt: Bool = true
+  ) throws(Errno) -> ReceivedMessage {
+    let result: Result<ReceivedMessage, Errno> = payload.withUnsafeMutableBytes { payload in
+      control.withUnsafeMutableBytes { control in
+        var source = sockaddr_storage()
+        return withUnsafeMutablePointer(to: &source) { source in
+          var vector = iovec(iov_base: payload.baseAddress, iov_len: payload.count)
+          return withUnsafeMutablePointer(to: &vector) { vector in
+            repeat {
+              var header = msghdr()
+              header.msg_name = UnsafeMutableRawPointer(source)
+              header.msg_namelen = socklen_t(MemoryLayout<sockaddr_storage>.size)
+              header.msg_iov = vector
+              header.msg_iovlen = 1
+              header.msg_control = control.baseAddress
+              header.msg_controllen = control.count
+              let length = recvmsg(
+                self.rawValue, &header, flags.rawValue | Int32(MSG_CMSG_CLOEXEC))
+              if length >= 0 {
+                return .success(
+                  ReceivedMessage(
+                    length: length,
+                    controlLength: Swift.min(Int(header.msg_controllen), control.count),
+                    source: SocketAddress(source.pointee, length: header.msg_namelen),
+                    flags: MessageFlags(rawValue: header.msg_flags)))
+              }
+            } while retryOnInterrupt && errno == EINTR
+            return .failure(Errno.current)
+          }
+        }
+      }
+    }
+    return try result.get()
+  }
+
+  /// Receives a datagram with those traits that ``setReceivedTraits(_:)`` asked
+  /// for.
+  ///
+  /// - Parameters:
+  ///   - payload: Where the payload goes. What does not fit is lost, which the
+  ///     result tells.
+  ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
+  /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the
+  ///   socket's timeout, or at all on a nonblocking socket.
+  public func receiveDatagram(
+    into payload: inout MutableRawSpan, flags: MessageFlags = []
+  ) throws(TraitError) -> ReceivedDatagram {
+    // Room for a record of every key, and for the messages of other options.
+    var words = InlineArray<256, UInt64>(repeating: 0)
+    let capacity = payload.byteCount
+    let message: ReceivedMessage
+    do {
+      var elements = words.mutableSpan
+      var control = elements.mutableBytes
+      message = try receiveMessage(
+        into: &payload, control: &control, flags: flags.union(.truncated))
+    } catch {
+      throw TraitError(receiving: error)
+    }
+
+    let traits = try Traits.find(in: words.span.bytes.extracting(0..<message.controlLength))
+    return ReceivedDatagram(
+      length: min(message.length, capacity),
+      datagramLength: message.length,
+      source: message.source,
+      traits: traits ?? Traits(),
+      isPayloadTruncated: message.flags.contains(.truncated),
+      areTraitsTruncated: message.flags.contains(.controlTruncated) && traits == nil)
+  }
+}
+
+extension Traits {
+  /// Whether this kernel has packet traits.
+  ///
+  /// - Throws: The error of `socket()` if there is neither an IPv4 nor an IPv6
+  ///   socket to be had, or an unexpected one of `setsockopt()`.
+  public static func isSupportedByKernel() throws(Errno) -> Bool {
+    let socket: UDPSocket
+    do {
+      socket = try UDPSocket(.ipv4)
+    } catch Errno.addressFamilyNotSupported {
+      socket = try UDPSocket(.ipv6)
+    }
+    do {
+      // To ask for no keys is allowed to all, and is what distinguishes kernels:
+      // getsockopt() answers differently for IPv4 and IPv6.
+      try socket.fileDescriptor.setReceivedTraits([])
+      return true
+    } catch Errno.protocolNotAvailable {
+      return false
+    }
+  }
+}
+
+extension TraitError {
+  init(receiving error: Errno) {
+    if error == .wouldBlock {
+      self.init(.wouldBlock, "no datagram came in time", underlyingError: error)
+    } else {
+      self.init(.systemCall, "no datagram could be received", underlyingError: error)
+    }
+  }
+
+  init(askingFor mask: TraitMask, _ error: Errno) {
+    let (code, message): (Code, String) =
+      switch error {
+      case .protocolNotAvailable: (.unsupportedKernel, "this kernel has no packet traits")
+      case .notSupportedOnSocket:
+        (.unsupportedSocket, "only UDP sockets over IPv4 or IPv6 receive traits")
+      case .noSuchFileOrDirectory:
+        (.noSuchKey, "one of the keys \(mask) that were asked for is not registered")
+      case .notPermitted:
+        (
+          .notPermitted,
+          "one of the keys \(mask) that were asked for is not open to all: "
+            + "CAP_NET_ADMIN or CAP_NET_RAW is needed"
+        )
+      default: (.systemCall, "the keys \(mask) cannot be asked for")
+      }
+    self.init(code, message, underlyingError: error)
+  }
+}
+
+extension Errno {
+  static var current: Errno { Errno(rawValue: errno) }
+}

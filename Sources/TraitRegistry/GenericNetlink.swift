@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: MIT
+
+internal import CLibMNL
+internal import Glibc
+internal import PacketTraits
+internal import SystemPackage
+
+/// A request to a family of generic netlink.
+struct GenericRequest {
+  struct Attribute {
+    var type: UInt16
+    var data: [UInt8]
+
+    init(_ type: Int, _ value: UInt32) {
+      self.type = UInt16(type)
+      data = withUnsafeBytes(of: value) { Array($0) }
+    }
+
+    /// A string, with a NUL at its end.
+    init(_ type: Int, _ value: String) {
+      self.type = UInt16(type)
+      data = Array(value.utf8) + [0]
+    }
+
+    init(_ type: Int, bytes: [UInt8]) {
+      self.type = UInt16(type)
+      data = bytes
+    }
+  }
+
+  var command: Int
+  var version = 1
+  var isDump = false
+  var attributes: [Attribute] = []
+
+  /// The request as one message.
+  func message(family: UInt16, sequence: UInt32) -> [UInt8] {
+    let headers = NetlinkMessage.headerSize + MemoryLayout<genlmsghdr>.size
+    let room = attributes.reduce(headers) {
+      $0 + NetlinkAttribute.headerSize + netlinkAlign($1.data.count)
+    }
+    return [UInt8](unsafeUninitializedCapacity: room) { buffer, count in
+      buffer.initialize(repeating: 0)
+      let header = mnl_nlmsg_put_header(buffer.baseAddress)!
+      header.pointee.nlmsg_type = family
+      header.pointee.nlmsg_flags = UInt16(
+        isDump ? NLM_F_REQUEST | NLM_F_DUMP : NLM_F_REQUEST | NLM_F_ACK)
+      header.pointee.nlmsg_seq = sequence
+      let generic = mnl_nlmsg_put_extra_header(header, MemoryLayout<genlmsghdr>.size)!
+        .assumingMemoryBound(to: genlmsghdr.self)
+      generic.pointee.cmd = UInt8(command)
+      generic.pointee.version = UInt8(version)
+      for attribute in attributes {
+        mnl_attr_put(header, attribute.type, attribute.data.count, attribute.data)
+      }
+      count = Int(header.pointee.nlmsg_len)
+    }
+  }
+
+  /// The type of the attribute which `offset` of the message is in.
+  static func attribute(at offset: Int, in message: [UInt8]) -> UInt16? {
+    let headers = NetlinkMessage.headerSize + MemoryLayout<genlmsghdr>.size
+    guard message.count >= headers else { return nil }
+    let attributes = try? NetlinkAttribute.all(
+      in: message.span.bytes.extracting(headers..<message.count))
+    return attributes?.first { ($0.start..<$0.data.upperBound).contains(offset - headers) }?.type
+  }
+}
+
+/// A refusal by the kernel, in its own words.
+struct NetlinkRefusal: Error {
+  var error: Errno
+  var text: String?
+  /// The type of the attribute that was wrong, if the kernel said so.
+  var attribute: UInt16?
+}
+
+/// A socket of generic netlink, owned.
+struct GenericNetlinkSocket: ~Copyable {
+  private let socket: OpaquePointer
+  private let port: UInt32
+  private var sequence: UInt32 = 0
+
+  // The largest piece that the kernel makes of a dump.
+  private static let replySize = 32768
+
+  // Only a registry that changes all the time overtakes a dump this often.
+  private static let dumpAttempts = 100
+
+  init() throws(TraitError) {
+    guard let socket = mnl_socket_open2(NETLINK_GENERIC, Int32(SOCK_CLOEXEC.rawValue)) else {
+      throw GenericNetlinkSocket.failure("a netlink socket cannot be opened")
+    }
+    var on: Int32 = 1
+    let length = socklen_t(MemoryLayout.size(ofValue: on))
+    // Old kernels lack these: then errors come without text.
+    _ = mnl_socket_setsockopt(socket, NETLINK_EXT_ACK, &on, length)
+    _ = mnl_socket_setsockopt(socket, NETLINK_CAP_ACK, &on, length)
+    guard mnl_socket_bind(socket, 0, pid_t(MNL_SOCKET_AUTOPID)) == 0 else {
+      let failure = GenericNetlinkSocket.failure("a netlink socket cannot be bound")
+      mnl_socket_close(socket)
+      throw failure
+    }
+    self.socket = socket
+    port = mnl_socket_get_portid(socket)
+  }
+
+  deinit {
+    mnl_socket_close(socket)
+  }
+
+  private static func failure(_ message: String) -> TraitError {
+    TraitError(.systemCall, message, underlyingError: Errno(rawValue: errno))
+  }
+
+  /// Sends a request, and hands the attributes of each message of the reply to
+  /// `read`.
+  ///
+  /// - Returns: What `read` returned, in order.
+  mutating func exchange<Item>(
+    _ request: GenericRequest, family: UInt16,
+    read: (RawSpan) throws(TraitError) -> Item
+  ) throws(TraitError) -> Result<[Item], NetlinkRefusal> {
+    for _ in 0..<Self.dumpAttempts {
+      sequence &+= 1
+      let message = request.message(family: family, sequence: sequence)
+      guard mnl_socket_sendto(socket, message, message.count) >= 0 else {
+        throw Self.failure("a netlink request cannot be sent")
+      }
+      let reply = try receive(message: message, family: family, read: read)
+      if !reply.isInterrupted { return reply.result }
+    }
+    throw TraitError(
+      .interrupted, "the registry changed each of the \(Self.dumpAttempts) times that it was listed")
+  }
+
+  private func receive<Item>(
+    message request: [UInt8], family: UInt16,
+    read: (RawSpan) throws(TraitError) -> Item
+  ) throws(TraitError) -> (result: Result<[Item], NetlinkRefusal>, isInterrupted: Bool) {
+    var reply = [UInt8](repeating: 0, count: Self.replySize)
+    var items: [Item] = []
+    var isInterrupted = false
+    while true {
+      let length = mnl_socket_recvfrom(socket, &reply, reply.count)
+      if length < 0 {
+        if errno == EINTR { continue }
+        throw Self.failure("a netlink reply cannot be received")
+      }
+      let datagram = reply.span.bytes.extracting(0..<Int(length))
+      var position = 0
+      while let message = try NetlinkMessage.next(in: datagram, at: &position) {
+        // What is left of a request that failed half-way is not for this one.
+        guard message.sequence == sequence, message.port == port else { continue }
+        if message.flags & UInt16(NLM_F_DUMP_INTR) != 0 { isInterrupted = true }
+        let payload = datagram.extracting(message.payload)
+        switch Int32(message.type) {
+        case NLMSG_ERROR, NLMSG_DONE:
+          let acknowledgement = try NetlinkAcknowledgement(payload, of: message)
+          guard let error = acknowledgement.error else { return (.success(items), isInterrupted) }
+          let refusal = NetlinkRefusal(
+            error: error, text: acknowledgement.text,
+            attribute: acknowledgement.offset.flatMap {
+              GenericRequest.attribute(at: $0, in: request)
+            })
+          return (.failure(refusal), isInterrupted)
+        case Int32(family):
+          let header = MemoryLayout<genlmsghdr>.size
+          guard payload.byteCount >= header else {
+            throw TraitError(
+              .malformedReply,
+              "the kernel's reply has \(payload.byteCount) bytes, less than the \(header) of a header")
+          }
+          items.append(try read(payload.extracting(header..<payload.byteCount)))
+        default: break
+        }
+      }
+    }
+  }
+
+  /// The number of the family with this name, or nil if there is none.
+  mutating func family(named name: String) throws(TraitError) -> UInt16? {
+    let request = GenericRequest(
+      command: Int(CTRL_CMD_GETFAMILY),
+      attributes: [GenericRequest.Attribute(Int(CTRL_ATTR_FAMILY_NAME), name)])
+    let result = try exchange(request, family: UInt16(GENL_ID_CTRL)) {
+      bytes throws(TraitError) in
+      try NetlinkAttributes(bytes).uint16(Int(CTRL_ATTR_FAMILY_ID), "family-id")
+    }
+    switch result {
+    case .success(let ids):
+      guard let id = ids.first else {
+        throw TraitError(.malformedReply, "the kernel's reply about family \"\(name)\" is empty")
+      }
+      return id
+    case .failure(let refusal) where refusal.error == .noSuchFileOrDirectory:
+      return nil
+    case .failure(let refusal):
+      throw TraitError(
+        .systemCall, refusal.text ?? "the netlink family \"\(name)\" cannot be looked up",
+        underlyingError: refusal.error)
+    }
+  }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+
+internal import CTraits
+public import PacketTraits
+
+/// Who may use a key, and where it goes.
+public struct KeyAccess: OptionSet, Hashable, Sendable {
+  public let rawValue: UInt32
+
+  public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+  /// Sockets may receive the key without privilege.
+  ///
+  /// The corresponding C constant is `TRAITS_KEY_FLAGS_OPEN_READ`.
+  public static var openRead: KeyAccess { KeyAccess(TRAITS_KEY_FLAGS_OPEN_READ) }
+
+  /// Sockets may send the key without privilege.
+  ///
+  /// The corresponding C constant is `TRAITS_KEY_FLAGS_OPEN_WRITE`.
+  public static var openWrite: KeyAccess { KeyAccess(TRAITS_KEY_FLAGS_OPEN_WRITE) }
+
+  /// The value stays on a packet that enters another network namespace.
+  ///
+  /// The corresponding C constant is `TRAITS_KEY_FLAGS_CROSS_NETNS`.
+  public static var crossesNetworkNamespaces: KeyAccess { KeyAccess(TRAITS_KEY_FLAGS_CROSS_NETNS) }
+
+  private init(_ flag: traits_key_flags) { rawValue = UInt32(flag.rawValue) }
+}
+
+/// A key as the registry has it.
+public struct RegisteredKey: Hashable, Sendable {
+  /// The key's number, the same in every network namespace.
+  public let id: TraitID
+  /// The key's name, unique on this machine.
+  public let name: String
+  /// The length of the key's values.
+  public let size: TraitSize
+  /// Who may use the key, and where it goes.
+  public let access: KeyAccess
+
+  /// This key, with values of type `Value`.
+  ///
+  /// - Throws: `TraitError.Code.sizeMismatch` if the key was registered with
+  ///   another size.
+  public func typed<Value: TraitValue>(
+    as type: Value.Type = Value.self
+  ) throws(TraitError) -> TraitKey<Value> {
+    guard size == Value.traitSize else {
+      throw TraitError(
+        .sizeMismatch,
+        "key \"\(name)\" is registered with a size of \(size) bytes, "
+          + "not the \(Value.traitSize) of \(Value.self)")
+    }
+    return TraitKey(id)
+  }
+}
+
+/// What happened to stores since the machine was started. A store is all
+/// traits of one packet.
+public struct TraitStatistics: Hashable, Sendable {
+  /// Stores begun, by the first set on a packet.
+  public let set: UInt64
+  /// Stores moved to another place in memory.
+  public let copied: UInt64
+  /// Stores given up, because their room was needed for headers.
+  public let discarded: UInt64
+  /// Stores that lost at least one value on entry to another network namespace.
+  public let scrubbed: UInt64
+
+  public init(set: UInt64, copied: UInt64, discarded: UInt64, scrubbed: UInt64) {
+    self.set = set
+    self.copied = copied
+    self.discarded = discarded
+    self.scrubbed = scrubbed
+  }
+}
+
+/// What a name of a key may be. The kernel enforces the same; to check it first
+/// gives a message that says which character is wrong.
+enum KeyName {
+  static func check(_ name: String) throws(TraitError) {
+    let rule = "a name is 1 to \(TRAITS_NAME_MAX) of a-z, 0-9, '.', '_' and '-'"
+    guard !name.isEmpty else {
+      throw TraitError(.invalidArgument, "the name is empty: \(rule)")
+    }
+    let wrong = name.unicodeScalars.first {
+      switch $0 {
+      case "a"..."z", "0"..."9", ".", "_", "-": false
+      default: true
+      }
+    }
+    if let wrong {
+      throw TraitError(
+        .invalidArgument,
+        "the name \(quoted(name)) has \(wrong.escaped(asASCII: true)) in it: \(rule)")
+    }
+    guard name.utf8.count <= Int(TRAITS_NAME_MAX) else {
+      throw TraitError(
+        .invalidArgument, "the name \(quoted(name)) has \(name.utf8.count) characters: \(rule)")
+    }
+  }
+
+  /// Fit for a terminal, whatever is in it.
+  static func quoted(_ name: String) -> String {
+    "\"" + name.unicodeScalars.map { $0.escaped(asASCII: true) }.joined() + "\""
+  }
+}

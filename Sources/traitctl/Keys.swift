@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT
+
+public import ArgumentParser
+public import PacketTraits
+internal import TraitRegistry
+
+struct Keys: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Register, remove and list the keys of this machine.",
+    subcommands: [Add.self, Delete.self, List.self, Statistics.self])
+}
+
+extension Keys {
+  struct Add: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "Register a key.",
+      discussion: """
+        Prints the key's number. Needs CAP_NET_ADMIN in the initial user \
+        namespace.
+        """)
+
+    @Argument(help: "The key's name: 1 to 31 of a-z, 0-9, '.', '_' and '-'.")
+    var name: String
+
+    @Option(help: ArgumentHelp("Length of its values in bytes: 4, 8 or 16.", valueName: "bytes"))
+    var size: TraitSize
+
+    @Option(
+      help: ArgumentHelp(
+        "Its number, 0 to 63: never used, or last under this name. (default: the one free for longest)",
+        valueName: "number"))
+    var id: TraitID?
+
+    @Flag(help: "Let sockets receive it without privilege.")
+    var openRead = false
+
+    @Flag(help: "Let sockets send it without privilege.")
+    var openWrite = false
+
+    @Flag(help: "Keep its value on packets that enter another network namespace.")
+    var crossNetns = false
+
+    func run() throws {
+      try reportingErrors {
+        var access: KeyAccess = []
+        if openRead { access.insert(.openRead) }
+        if openWrite { access.insert(.openWrite) }
+        if crossNetns { access.insert(.crossesNetworkNamespaces) }
+        var registry = try RegistryConnection()
+        let key = try registry.add(name, size: size, id: id, access: access)
+        try printLine("\(key.id)")
+      }
+    }
+  }
+
+  struct Delete: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      commandName: "del",
+      abstract: "Remove a key.",
+      discussion: """
+        Its values end with it, on packets in flight too. Needs CAP_NET_ADMIN in \
+        the initial user namespace. Digits alone mean a number; a key whose name \
+        is of digits alone is removed with --name.
+        """)
+
+    @Argument(help: "The key's name or number.")
+    var key: String
+
+    @Flag(help: "Take digits, too, as a name.")
+    var name = false
+
+    func run() throws {
+      try reportingErrors {
+        var registry = try RegistryConnection()
+        if !name, !key.isEmpty, key.utf8.allSatisfy({ (48...57).contains($0) }) {
+          guard let id = TraitID(argument: key) else {
+            throw TraitError(.noSuchKey, "there is no key \(key): numbers are 0 to 63")
+          }
+          try registry.remove(id)
+        } else {
+          try registry.remove(named: key)
+        }
+      }
+    }
+  }
+
+  struct List: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "List all keys, in order of their numbers.",
+      discussion: "Open to all.")
+
+    @Flag(help: "Print a JSON object a line.")
+    var json = false
+
+    func run() throws {
+      try reportingErrors {
+        var registry = try RegistryConnection()
+        let keys = try registry.keys()
+        guard !json else {
+          for key in keys { try printJSON(KeyReport(key)) }
+          return
+        }
+        guard !keys.isEmpty else { return }
+        let width = keys.map(\.name.count).reduce(4, max)
+        try printLine("ID  \(padded("NAME", width))  SIZE  ACCESS")
+        for key in keys {
+          let report = KeyReport(key)
+          let access = [
+            report.openRead ? "open-read" : nil, report.openWrite ? "open-write" : nil,
+            report.crossNetns ? "cross-netns" : nil,
+          ].compactMap(\.self)
+          try printLine(
+            "\(padded(key.id.description, 2))  \(padded(key.name, width))  "
+              + "\(padded(key.size.description, 4))  "
+              + (access.isEmpty ? "-" : access.joined(separator: ",")))
+        }
+      }
+    }
+  }
+
+  struct Statistics: ParsableCommand {
+    static let configuration = CommandConfiguration(
+      commandName: "stats",
+      abstract: "Show what happened to packets' traits since the machine was started.",
+      discussion: """
+        set: packets that were given traits. copied: traits moved to another \
+        place in memory. discarded: given up, because their room was needed for \
+        headers. scrubbed: lost at least one value on entry to another network \
+        namespace. Open to all.
+        """)
+
+    @Flag(help: "Print a JSON object.")
+    var json = false
+
+    func run() throws {
+      try reportingErrors {
+        var registry = try RegistryConnection()
+        let statistics = try registry.statistics()
+        guard !json else { return try printJSON(StatisticsReport(statistics)) }
+        try printLine("set        \(statistics.set)")
+        try printLine("copied     \(statistics.copied)")
+        try printLine("discarded  \(statistics.discarded)")
+        try printLine("scrubbed   \(statistics.scrubbed)")
+      }
+    }
+  }
+}
+
+private func padded(_ text: String, _ width: Int) -> String {
+  text + String(repeating: " ", count: max(0, width - text.count))
+}
+
+extension TraitSize: ExpressibleByArgument {
+  public init?(argument: String) {
+    guard let bytes = Int(argument) else { return nil }
+    self.init(rawValue: bytes)
+  }
+
+  public static var allValueStrings: [String] { allCases.map(\.description) }
+}
+
+extension TraitID: ExpressibleByArgument {
+  public init?(argument: String) {
+    guard let number = UInt32(argument) else { return nil }
+    self.init(rawValue: number)
+  }
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+
+internal import ArgumentParser
+internal import Glibc
+internal import PacketTraits
+internal import SystemPackage
+
+@main
+struct Traitctl: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "traitctl",
+    abstract: "Packet traits: keys, and the values that packets carry.",
+    discussion: """
+      A trait is one key and its value on one packet. Programs on the packet's \
+      path set it, sockets and other programs read it. Keys are registered by \
+      name, once for the whole machine.
+
+      Exit status: 0 if all went well, 1 on failure, 64 if the arguments are \
+      wrong, 69 if this kernel has no packet traits.
+      """,
+    subcommands: [Keys.self, Listen.self])
+}
+
+extension ExitCode {
+  /// EX_UNAVAILABLE of <sysexits.h>: this kernel has no packet traits.
+  static var unsupportedKernel: ExitCode { ExitCode(69) }
+}
+
+/// Runs a command's work, and turns its error into a message and an exit status.
+func reportingErrors(_ body: () throws -> Void) throws {
+  do {
+    try body()
+  } catch let error as ExitCode {
+    throw error
+  } catch let error as TraitError {
+    complain(error.description)
+    throw error.code == .unsupportedKernel ? ExitCode.unsupportedKernel : ExitCode.failure
+  } catch let error as ValidationError {
+    throw error
+  } catch let error as Errno where error == .brokenPipe {
+    // Whoever read the output has seen enough.
+    throw ExitCode.success
+  } catch {
+    complain("\(error)")
+    throw ExitCode.failure
+  }
+}
+
+func complain(_ message: String) {
+  _ = try? FileDescriptor.standardError.writeAll("traitctl: \(message)\n".utf8)
+}
+
+/// Writes a line at once, even into a pipe.
+func printLine(_ line: String) throws {
+  try FileDescriptor.standardOutput.writeAll((line + "\n").utf8)
+}
