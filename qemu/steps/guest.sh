@@ -1,0 +1,240 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# The virtual machine: the kernel that was built, the host's user space, one
+# command. virtme-ng, pinned, from an environment of its own.
+
+VIRTME_NG=1.42
+
+# Seconds that a guest may take to boot when hardware virtualisation works; a
+# stock kernel needs 2
+KVM_PROBE_LIMIT=25
+
+GUEST_MEMORY=2G
+GUEST_CPUS=2
+
+# ensure_virtme: the environment with virtme-ng, made once
+ensure_virtme() {
+	local venv=$CACHE/virtme-ng-$VIRTME_NG log=$CACHE/log/virtme-ng.log
+	VNG=$venv/bin/vng
+	[ -e "$venv.ready" ] && [ -x "$VNG" ] && return 0
+	step "guest: installing virtme-ng $VIRTME_NG into $venv"
+	rm -rf "$venv"
+	logged "$log" python3 -m venv "$venv"
+	if ! "$venv/bin/pip" install --quiet "virtme-ng==$VIRTME_NG" >"$log" 2>&1 </dev/null; then
+		explain_full_disk "$log"
+		tail -n 5 "$log" | sed 's/^/        | /' >&2
+		fail "pip could not install virtme-ng $VIRTME_NG: is there a network?" "Log: $log"
+	fi
+	touch "$venv.ready"
+}
+
+# end_guest PID: virtme-ng and QEMU, which share a process group of their own
+end_guest() {
+	kill -TERM -- "-$1" 2>/dev/null || return 0
+	sleep 1
+	kill -KILL -- "-$1" 2>/dev/null || true
+}
+
+# run_virtme LIMIT OUTPUT CONSOLE ARGUMENTS...: one boot. Status 124: the limit.
+# The console goes through a pipe: QEMU opens it by name, several times, which
+# would truncate a plain file.
+run_virtme() {
+	local limit=$1 output=$2 console=$3 status=0
+	shift 3
+	: >"$output"
+	: >"$console"
+	# setsid: one process group, which is ended as a whole
+	setsid timeout --signal=TERM --kill-after=5 "$limit" \
+		"$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root --memory $GUEST_MEMORY --cpus $GUEST_CPUS \
+		--verbose --append 'oops=panic' --append 'printk.time=1' "$@" \
+		< /dev/null > >(cat >>"$output") 2> >(cat >>"$console") 9>&- &
+	GUEST_PID=$!
+	wait $GUEST_PID || status=$?
+	end_guest $GUEST_PID
+	GUEST_PID=
+	return $status
+}
+
+# probe_kvm: sets ACCELERATION. That /dev/kvm can be opened says little: nested
+# virtualisation may abort, or spin. So boot the kernel and wait for its answer;
+# once per boot of this machine.
+probe_kvm() {
+	local boot answer=$CACHE/kvm console=$CACHE/log/kvm-probe.log output=$CACHE/log/kvm-probe.out
+	ACCELERATION=(--disable-kvm)
+	if [ ! -r /dev/kvm ] || [ ! -w /dev/kvm ]; then
+		detail "guest: no /dev/kvm that can be used: software emulation"
+		return 0
+	fi
+	boot=$(cat /proc/sys/kernel/random/boot_id)
+	if [ "$(cut -d ' ' -f 1 "$answer" 2>/dev/null)" != "$boot" ]; then
+		step "guest: does hardware virtualisation work? (at most $KVM_PROBE_LIMIT s, once per boot)"
+		if run_virtme $KVM_PROBE_LIMIT "$output" "$console" --exec 'echo booted' && grep -q booted "$output"; then
+			echo "$boot works" >"$answer"
+		else
+			echo "$boot fails" >"$answer"
+		fi
+	fi
+	if [ "$(cut -d ' ' -f 2 "$answer")" = works ]; then
+		detail "guest: hardware virtualisation"
+		ACCELERATION=()
+	else
+		detail "guest: /dev/kvm is there, but a guest does not boot with it: software emulation"
+	fi
+}
+
+# kernel_reports CONSOLE: lines of the guest's log that fail a run
+kernel_reports() {
+	# After the time stamp, so that a program's words do not match; the traces'
+	# own beginnings besides
+	grep -anE \
+		-e '^\[ *[0-9]+\.[0-9]+\] (WARNING|BUG|INFO): ' \
+		-e '^\[ *[0-9]+\.[0-9]+\] (rcu: INFO|watchdog: BUG|UBSAN|KFENCE|KCSAN|kmemleak: |refcount_t: |list_(add|del) corruption)' \
+		-e '^\[ *[0-9]+\.[0-9]+\] (Oops|Kernel panic|general protection fault|kernel BUG at|traps: PANIC|double fault|stack segment)' \
+		-e '^\[ *[0-9]+\.[0-9]+\] (unregister_netdevice: waiting|ODEBUG: |page_pool_release_retry|Call Trace:)' \
+		-e '------------\[ cut here \]' \
+		"$1" | tr -d '\r'
+}
+
+# running_tests EVENTS: tests that began and did not end
+running_tests() {
+	[ -s "$1" ] || return 0
+	jq -rRs '[split("\n")[] | fromjson? | select(.kind == "event") | .payload]
+		| (map(select(.kind == "testEnded").testID) | unique) as $ended
+		| map(select(.kind == "testStarted").testID) - $ended | .[]' "$1" 2>/dev/null | tail -n 5
+}
+
+# boot_guest DIRECTORY LIMIT COMMAND...: run COMMAND in the guest as root, in the
+# clone's directory. DIRECTORY gets output.log, console.log and status, and is
+# the one place that the guest can write to. Returns the command's status; 124
+# after the limit, 125 if the guest ended without a status, 126 if the kernel's
+# log has a report. What the command prints goes to standard output.
+boot_guest() {
+	local directory=$1 limit=$2 status=0 reports follow begun=$SECONDS
+	shift 2
+	mkdir -p "$directory"
+	rm -f "$directory"/{status,step,command,output.log,console.log}
+	: >"$directory/output.log"
+	{
+		printf 'cd %q || exit 1\n' "$ROOT"
+		printf 'export PACKET_TRAITS_GUEST=%q PACKET_TRAITS_BPF=%q PACKET_TRAITS_RESULTS=%q\n' \
+			"$([ "${FLAVOUR:-patched}" = unpatched ] || echo 1)" "$BPF_DIRECTORY" "$directory"
+		[ ! -d "${KERNEL_HEADERS:-}" ] || printf 'export PACKET_TRAITS_HEADERS=%q\n' "$KERNEL_HEADERS"
+		printf '%q ' "$@"
+		echo
+	} >"$directory/command"
+
+	tail -n +1 -f "$directory/output.log" --pid=$$ 2>/dev/null 9>&- &
+	follow=$!
+	run_virtme "$limit" "$directory/output.log" "$directory/console.log" \
+		"${ACCELERATION[@]}" --rwdir "$directory" \
+		--exec "$(printf 'bash %q %q' "$ROOT/qemu/guest/enter" "$directory")" || status=$?
+	# Let what the guest printed last come through
+	sleep 0.3
+	kill $follow 2>/dev/null || true
+	wait $follow 2>/dev/null || true
+
+	reports=$(kernel_reports "$directory/console.log") || reports=''
+	if [ -n "$reports" ]; then
+		detail "the kernel reported (from line ${reports%%:*} of $directory/console.log):"
+		tail -n "+${reports%%:*}" "$directory/console.log" | head -n 60 | tr -d '\r' | sed 's/^/        | /' >&2
+		status=126
+	elif [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
+		status=124
+		detail "the guest was ended after $limit s; its last step: $(cat "$directory/step" 2>/dev/null || echo 'it had not finished booting')"
+		[ -z "$(running_tests "$directory/events.json")" ] ||
+			detail "tests that had begun: $(running_tests "$directory/events.json" | paste -sd ' ')"
+		detail "the end of $directory/output.log:"
+		tail -n 5 "$directory/output.log" | sed 's/^/        | /' >&2
+		detail "the end of $directory/console.log:"
+		tail -n 10 "$directory/console.log" | tr -d '\r' | sed 's/^/        | /' >&2
+	elif [ ! -s "$directory/status" ]; then
+		detail "the guest ended without a status; the end of $directory/console.log:"
+		tail -n 15 "$directory/console.log" | tr -d '\r' | sed 's/^/        | /' >&2
+		status=125
+	else
+		status=$(cat "$directory/status")
+	fi
+	GUEST_SECONDS=$((SECONDS - begun))
+	return "$status"
+}
+
+# prepare_guest FLAVOUR: everything that a boot needs
+prepare_guest() {
+	FLAVOUR=$1
+	prepare_kernel "$FLAVOUR"
+	ensure_virtme
+	probe_kvm
+}
+
+help_boot() {
+	cat <<-E
+	Usage: qemu/vm boot [--unpatched] [--limit SECONDS] -- COMMAND [ARGUMENTS...]
+
+	Boots the kernel, runs the command in the guest as root and ends with its status. The guest has
+	the host's files, read-only; the directory in PACKET_TRAITS_RESULTS can be written to.
+
+	  --unpatched      the kernel without the series
+	  --limit SECONDS  end the guest after that time (default 300)
+
+	Other statuses: 124 time limit, 125 the guest ended without a status, 126 the kernel's log has an
+	oops, a warning, a lockdep or an RCU report. The output and the kernel's log are kept in
+	.build-vm/results/boot.
+	E
+}
+
+command_boot() {
+	local limit=300 flavour=patched status=0
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--unpatched) flavour=unpatched ; shift ;;
+		--limit)
+			[[ ${2:-} =~ ^[1-9][0-9]*$ ]] || usage_error "--limit needs a number of seconds, not '${2:-}'" boot
+			limit=$2
+			shift 2 ;;
+		--) shift ; break ;;
+		*) usage_error "boot: what is '$1'? The command follows '--'" boot ;;
+		esac
+	done
+	[ $# -gt 0 ] || usage_error "boot: no command after '--'" boot
+	open_cache
+	[ $flavour = unpatched ] || need_series
+	install_packages
+	lock_cache
+	prepare_guest $flavour
+	step "guest: $*"
+	boot_guest "$RESULTS/boot" "$limit" "$@" || status=$?
+	step "guest: ended with status $status after $GUEST_SECONDS s (log: $RESULTS/boot/console.log)"
+	return $status
+}
+
+help_shell() {
+	cat <<-E
+	Usage: qemu/vm shell [--unpatched]
+
+	A root shell in the guest, with the host's files (changes to them are lost, but for those under
+	.build-vm/results/shell). Control-D ends it.
+
+	  --unpatched   the kernel without the series
+	E
+}
+
+command_shell() {
+	local flavour=patched
+	case "$#:${1:-}" in
+	0:) ;;
+	1:--unpatched) flavour=unpatched ;;
+	*) usage_error "shell: what is '$*'?" shell ;;
+	esac
+	if [ ! -t 0 ] || [ ! -t 1 ]; then
+		fail "shell needs a terminal" "For one command: qemu/vm boot -- COMMAND"
+	fi
+	open_cache
+	[ $flavour = unpatched ] || need_series
+	install_packages
+	lock_cache
+	prepare_guest $flavour
+	mkdir -p "$RESULTS/shell"
+	step "guest: a shell"
+	"$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root --memory $GUEST_MEMORY --cpus $GUEST_CPUS \
+		"${ACCELERATION[@]}" --rwdir "$RESULTS/shell" --cwd "$ROOT"
+}

@@ -1,0 +1,200 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# From fragments to a configuration, from a tree to a kernel image.
+
+CONFIG_DIRECTORY=$ROOT/qemu/config
+
+# Fragments of the guest's kernel. The unpatched one does not know traits.config.
+FRAGMENTS=(machine userspace network bpf checks)
+
+# Objects of a complete build, as counted when it was measured; replaced in the
+# cache by the count of each build that ends
+OBJECTS_MEASURED=1650
+
+# Objects with debug information, beside the tree
+BUILD_SPACE_MB=3000
+
+# kernel_make FLAVOUR TARGETS...: fixed stamps, for the same image from the same
+# source; LOCALVERSION= keeps git's state out of the name
+kernel_make() {
+	local flavour=$1
+	shift
+	KBUILD_BUILD_USER=packet-traits KBUILD_BUILD_HOST=localhost \
+		KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' \
+		make -C "$CACHE/tree/$flavour" O="$CACHE/build/$flavour" ARCH=x86_64 LOCALVERSION= \
+		-j "$(nproc)" "$@"
+}
+
+# fragments_of FLAVOUR: paths, one a line
+fragments_of() {
+	local name
+	for name in "${FRAGMENTS[@]}"; do
+		echo "$CONFIG_DIRECTORY/$name.config"
+	done
+	case $1 in
+	patched) echo "$CONFIG_DIRECTORY/traits.config" ;;
+	# Also what KUnit compiles; early patches of a series do not know all of it
+	check) echo "$CONFIG_DIRECTORY/traits.config" "$CONFIG_DIRECTORY/kunit.config" | tr ' ' '\n' ;;
+	esac
+}
+
+# unmet_symbols CONFIG FRAGMENTS...: what was asked for and did not end up so
+unmet_symbols() {
+	local config=$1 fragment name line number symbol now
+	shift
+	for fragment; do
+		number=0
+		name=$(basename "$fragment")
+		while IFS= read -r line; do
+			number=$((number + 1))
+			case $line in
+			CONFIG_*=*) symbol=${line%%=*} ;;
+			'# CONFIG_'*' is not set')
+				symbol=${line#\# }
+				symbol=${symbol% is not set} ;;
+			*) continue ;;
+			esac
+			now=$(grep -E "^($symbol=|# $symbol is not set)" "$config") || now="$symbol is unknown here, or something it depends on is missing"
+			# A symbol that is hidden is off as well
+			case $line in
+			'#'*) [[ $now == "$symbol="* ]] || continue ;;
+			*) [ "$now" != "$line" ] || continue ;;
+			esac
+			echo "$name:$number asks for '$line', but: $now"
+		done <"$fragment"
+	done
+}
+
+# configure_kernel FLAVOUR: tinyconfig and the fragments. An unchanged outcome is
+# not written again: make would take it for a change of every symbol.
+configure_kernel() {
+	local flavour=$1 build=$CACHE/build/$1 scratch=$CACHE/build/$1-config log=$CACHE/log/config-$1.log unmet
+	local -a fragments
+	mapfile -t fragments < <(fragments_of "$flavour")
+	mkdir -p "$build" "$scratch"
+	logged "$log" make -C "$CACHE/tree/$flavour" O="$scratch" ARCH=x86_64 tinyconfig
+	ARCH=x86_64 logged "$log" "$CACHE/tree/$flavour/scripts/kconfig/merge_config.sh" -m -O "$scratch" \
+		"$scratch/.config" "${fragments[@]}"
+	logged "$log" make -C "$CACHE/tree/$flavour" O="$scratch" ARCH=x86_64 olddefconfig
+	if [ "$flavour" != check ]; then
+		unmet=$(unmet_symbols "$scratch/.config" "${fragments[@]}")
+		[ -z "$unmet" ] || fail "the kernel's configuration is not what qemu/config asks for:" "$unmet"
+	fi
+	cmp -s "$scratch/.config" "$build/.config" || cp "$scratch/.config" "$build/.config"
+}
+
+# build_stamp FLAVOUR: what the image depends on
+build_stamp() {
+	local -a fragments
+	mapfile -t fragments < <(fragments_of "$1")
+	{
+		tree_git "$1" rev-parse 'HEAD^{tree}'
+		tree_git "$1" diff HEAD
+		cat "${fragments[@]}"
+		gcc --version | head -n 1
+		pahole --version
+		# How this file calls make is part of it too
+		cat "$ROOT/qemu/steps/kernel.sh"
+	} | sha256sum
+}
+
+# watch_build FLAVOUR PID: progress of make, by the objects that are there
+watch_build() {
+	local build=$CACHE/build/$1 pid=$2 total count since=$SECONDS every=15 next
+	next=$((SECONDS + every))
+	total=$(cat "$CACHE/build/$1.objects" 2>/dev/null) || total=$OBJECTS_MEASURED
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 1
+		[ $SECONDS -ge $next ] || continue
+		next=$((SECONDS + every))
+		if [ -e "$build/vmlinux" ]; then
+			# How many of them a change reaches is not known before make has looked
+			count=$(find "$build" -name '*.o' -newer "$CACHE/build/$1.begun" | wc -l)
+			detail "$(clock) kernel: $count objects compiled anew, $((SECONDS - since)) s"
+		else
+			count=$(find "$build" -name '*.o' | wc -l)
+			if [ "$count" -lt "$total" ]; then
+				detail "$(clock) kernel: $count of about $total objects, $((count * 100 / total)) %"
+			else
+				detail "$(clock) kernel: $count objects, linking and making BTF"
+			fi
+		fi
+	done
+}
+
+# ensure_kernel FLAVOUR: build/FLAVOUR has the image, and for a patched kernel the
+# exported headers, of what tree/FLAVOUR holds
+ensure_kernel() {
+	local flavour=$1 build=$CACHE/build/$1 log=$CACHE/log/build-$1.log stamp status=0 pid
+	IMAGE=$build/arch/x86/boot/bzImage
+	KERNEL_HEADERS=$build/headers/include
+	stamp=$(build_stamp "$flavour")
+	if [ -e "$IMAGE" ] && [ "$(cat "$build.stamp" 2>/dev/null)" = "$stamp" ]; then
+		step "kernel: $flavour is built, nothing changed"
+		return 0
+	fi
+	[ -e "$build/vmlinux" ] || need_space "$CACHE" $BUILD_SPACE_MB "the kernel's build"
+	rm -f "$build.stamp"
+	step "kernel: configuring $flavour"
+	configure_kernel "$flavour"
+
+	step "kernel: building $flavour with $(nproc) jobs (log: $log)"
+	touch "$build.begun"
+	kernel_make "$flavour" bzImage >"$log" 2>&1 </dev/null &
+	pid=$!
+	watch_build "$flavour" $pid &
+	wait $pid || status=$?
+	wait
+	if [ $status -ne 0 ]; then
+		explain_full_disk "$log"
+		grep -nE '(error|Error)( [0-9]+)?:|\*\*\*|undefined reference' "$log" | head -n 15 | sed 's/^/        | /' >&2
+		fail "the $flavour kernel does not build: make ended with status $status" "Log: $log"
+	fi
+	find "$build" -name '*.o' | wc -l >"$build.objects"
+	if [ "$flavour" = patched ]; then
+		logged "$CACHE/log/headers.log" kernel_make patched headers_install INSTALL_HDR_PATH="$build/headers"
+	fi
+	echo "$stamp" >"$build.stamp"
+	step "kernel: $IMAGE"
+}
+
+# prepare_kernel FLAVOUR: source, series, image
+prepare_kernel() {
+	ensure_source
+	case $1 in
+	patched) ensure_patched ;;
+	unpatched) switch_tree unpatched "$SOURCE_TAG" ;;
+	esac
+	ensure_kernel "$1"
+}
+
+help_build() {
+	cat <<-E
+	Usage: qemu/vm build [--unpatched]
+
+	Builds the kernel that the guest boots: tinyconfig with the fragments of qemu/config. Fetches the
+	source and applies the series before, if that is not done yet. A symbol that a fragment asks for
+	and that does not end up set is an error. Later runs compile what changed.
+
+	  --unpatched   the same source without the series, in a tree of its own
+
+	The cache: $CACHE
+	E
+}
+
+command_build() {
+	FLAVOUR=patched
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--unpatched) FLAVOUR=unpatched ;;
+		*) usage_error "build: what is '$1'?" build ;;
+		esac
+		shift
+	done
+	open_cache
+	[ $FLAVOUR = unpatched ] || need_series
+	install_packages
+	lock_cache
+	prepare_kernel $FLAVOUR
+	echo "$IMAGE"
+}

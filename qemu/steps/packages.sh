@@ -1,0 +1,52 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# The Debian packages that the steps need beyond a minimal system.
+
+PACKAGES=(
+	# the kernel's build
+	bc bison build-essential flex git libelf-dev libssl-dev pahole perl rsync xz-utils
+	# KUnit, virtme-ng, results
+	jq python3 python3-venv
+	# the machine that boots; the guest shares the host's user space
+	file iproute2 kmod procps qemu-system-x86
+	# the Swift package and the BPF programs
+	libbpf-dev libmnl-dev linux-libc-dev pkg-config
+	# the harness's own tests
+	shellcheck
+)
+
+# missing_packages: names, one a line
+missing_packages() {
+	local package
+	for package in "${PACKAGES[@]}"; do
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||
+			echo "$package"
+	done
+}
+
+install_packages() {
+	local missing log=$CACHE/log/packages.log command
+	command -v dpkg-query >/dev/null ||
+		fail "no dpkg-query on PATH: this is not a Debian system" \
+			"Debian 12 or newer is what the harness knows; it would install: ${PACKAGES[*]}"
+	mapfile -t missing < <(missing_packages)
+	[ ${#missing[@]} -gt 0 ] || return 0
+	command="apt-get install --no-install-recommends ${missing[*]}"
+
+	if [ "$(id -u)" -ne 0 ]; then
+		fail "${#missing[@]} packages are missing, and only root can install them: ${missing[*]}" \
+			"Run this, then the same command again:" "  sudo $command"
+	fi
+
+	step "packages: installing ${missing[*]}"
+	export DEBIAN_FRONTEND=noninteractive
+	# A fresh system has no package lists, or old ones
+	if ! { apt-get -o Acquire::Retries=3 update &&
+		apt-get -o Acquire::Retries=3 install -y --no-install-recommends "${missing[@]}"; } \
+		>"$log" 2>&1 </dev/null; then
+		explain_full_disk "$log"
+		grep -E '^(E|W|Err)' "$log" | tail -n 8 | sed 's/^/        | /' >&2
+		fail "apt-get could not install: ${missing[*]}" \
+			"Is there a network, and does 'apt-get update' work? Log: $log"
+	fi
+}

@@ -1,0 +1,361 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# The patch series: onto the cached tree, back into the repository, checked.
+#
+# The branch 'packet-traits' of the worktree tree/patched is the applied series,
+# and a place to work on it. What somebody committed or edited there is never
+# thrown away without being asked to.
+
+# checkpatch's messages that do not count: a sign-off is the submitter's to give
+CHECKPATCH_IGNORE=MISSING_SIGN_OFF
+
+# series_patches: the patches' paths in order, one a line
+series_patches() {
+	find "$SERIES_DIRECTORY" -maxdepth 1 -name '*.patch' 2>/dev/null | LC_ALL=C sort
+}
+
+need_series() {
+	[ -n "$(series_patches)" ] ||
+		fail "no patch in ${SERIES_DIRECTORY#"$ROOT"/}: there is no series to ${1:-apply}"
+}
+
+# series_id: names what is to be applied onto what
+series_id() {
+	local patch
+	{
+		echo "$SOURCE_TAG"
+		series_patches | while read -r patch; do cat "$patch"; done
+	} | sha256sum | cut -c 1-16
+}
+
+# explain_misfit PATCH WORKTREE: which file and which hunk did not apply
+explain_misfit() {
+	local patch=$1 worktree=$2 log=$CACHE/log/apply.log
+	git -C "$worktree" apply --check "$patch" >"$log" 2>&1 || true
+	fail "$(basename "$patch") does not apply to $SOURCE_TAG" \
+		"$(sed -nE 's/^error: patch failed: (.*):([0-9]+)$/in \1, the hunk at line \2/p' "$log")" \
+		"$(sed -nE 's/^error: (.*: (No such file.*|already exists.*|does not exist.*|patch does not apply|does not match.*))$/\1/p' "$log" | head -n 6 | paste -sd ';')" \
+		"The patch was made for another 6.12.y or for a tree with other changes: rebase it there, then 'qemu/vm patch export'." \
+		"All that git said: $log"
+}
+
+# apply_in_passing ID: 'git am' of the series in a worktree that holds only the
+# files which the series touches; ends as the branch series/ID. A full worktree
+# would be slower, and the files of the tree that is built would be written, and
+# compiled, again although nothing in them changed.
+apply_in_passing() {
+	local id=$1 worktree=$CACHE/tree/applying patch
+	rm -rf "$worktree"
+	linux_git worktree prune
+	logged "$CACHE/log/apply.log" linux_git worktree add --no-checkout --detach "$worktree" "$SOURCE_TAG"
+	tree_git applying config core.sparseCheckoutCone false
+	{
+		series_patches | while read -r patch; do
+			git apply --numstat -z "$patch" 2>/dev/null | tr '\0' '\n' | cut -f 3
+			sed -nE 's,^(---|\+\+\+) [ab]/(.*)$,\2,p' "$patch"
+		done
+		echo Makefile
+	} | sed '/^$/d; s,^,/,' | LC_ALL=C sort -u >"$CACHE/tree/touched"
+	tree_git applying sparse-checkout set --no-cone --stdin <"$CACHE/tree/touched" >"$CACHE/log/apply.log" 2>&1
+	tree_git applying checkout -q --detach "$SOURCE_TAG"
+
+	while read -r patch; do
+		# A fixed committer and the author's date: the same series gives the
+		# same commits, whoever applies it
+		if ! GIT_COMMITTER_NAME='Packet traits' GIT_COMMITTER_EMAIL=packet-traits@localhost \
+			tree_git applying am -q --keep-cr --committer-date-is-author-date "$patch" \
+			>"$CACHE/log/apply.log" 2>&1; then
+			explain_full_disk "$CACHE/log/apply.log"
+			tree_git applying am --abort >/dev/null 2>&1 || true
+			explain_misfit "$patch" "$worktree"
+		fi
+	done < <(series_patches)
+
+	linux_git update-ref "refs/heads/series/$id" "$(tree_git applying rev-parse HEAD)"
+	linux_git worktree remove --force "$worktree"
+}
+
+# switch_tree FLAVOUR COMMIT [BRANCH]: make the worktree that commit. Only files
+# that differ are written, so that make compiles no more than it must.
+switch_tree() {
+	local flavour=$1 commit=$2 branch=${3:-} tree=$CACHE/tree/$1 log=$CACHE/log/switch.log
+	local -a to=(--detach "$commit")
+	[ -z "$branch" ] || to=(-B "$branch" "$commit")
+	if [ -e "$CACHE/tree/$flavour.switching" ]; then
+		# An interrupted run left some files old, some new, and git's lock
+		detail "tree/$flavour: an earlier run was interrupted, setting it right"
+		rm -f "$CACHE"/linux.git/worktrees/"$flavour"/index.lock
+		tree_git "$flavour" reset -q --hard >"$log" 2>&1 || rm -rf "$tree"
+	fi
+	touch "$CACHE/tree/$flavour.switching"
+	if ! tree_git "$flavour" rev-parse -q --verify HEAD >/dev/null 2>&1; then
+		rm -rf "$tree"
+		linux_git worktree prune
+		need_space "$CACHE" 2000 "a kernel tree"
+		logged "$log" linux_git worktree add --force --detach "$tree" "$commit"
+	fi
+	logged "$log" tree_git "$flavour" checkout -q "${to[@]}"
+	rm -f "$CACHE/tree/$flavour.switching"
+}
+
+# refuse_to_lose FLAVOUR: end if somebody's work is in the tree
+refuse_to_lose() {
+	local tree=$CACHE/tree/$1 applied head changed
+	[ -e "$tree/.git" ] && [ ! -e "$tree.switching" ] || return 0
+	changed=$(tree_git "$1" status --porcelain --untracked-files=no | head -n 5)
+	[ -z "$changed" ] ||
+		fail "$tree has changes that are not committed: $(paste -sd ' ' <<<"$changed")" \
+			"Commit them and run 'qemu/vm patch export', or drop them with 'qemu/vm patch apply --force'."
+	applied=$(cat "$tree.applied" 2>/dev/null) || applied=''
+	head=$(tree_git "$1" rev-parse HEAD)
+	[ -z "$applied" ] || [ "$head" = "$applied" ] ||
+		fail "$tree has commits that are not in the series: $(tree_git "$1" log --oneline -n 1)" \
+			"Run 'qemu/vm patch export' to put them into ${SERIES_DIRECTORY#"$ROOT"/}," \
+			"or drop them with 'qemu/vm patch apply --force'."
+}
+
+# ensure_patched [--force]: tree/patched is the source with the series
+ensure_patched() {
+	local id commit tree=$CACHE/tree/patched count
+	need_series
+	id=$(series_id)
+	count=$(series_patches | wc -l)
+	if ! commit=$(linux_git rev-parse -q --verify "refs/heads/series/$id"); then
+		step "series: applying $count patches to $SOURCE_TAG"
+		apply_in_passing "$id"
+		commit=$(linux_git rev-parse "refs/heads/series/$id")
+	fi
+	if [ "${1:-}" = --force ]; then
+		[ ! -e "$tree/.git" ] || tree_git patched reset -q --hard
+	else
+		# Exported work is in the series: same content, other commits
+		if [ -e "$tree/.git" ] && [ ! -e "$tree.switching" ] &&
+			[ "$(tree_git patched rev-parse 'HEAD^{tree}')" = "$(linux_git rev-parse "$commit^{tree}")" ]; then
+			tree_git patched rev-parse HEAD >"$tree.applied"
+		fi
+		refuse_to_lose patched
+	fi
+	if [ ! -e "$tree/.git" ] || [ -e "$tree.switching" ] ||
+		[ "$(tree_git patched rev-parse HEAD 2>/dev/null)" != "$commit" ] ||
+		[ -n "$(tree_git patched status --porcelain --untracked-files=no)" ]; then
+		switch_tree patched "$commit" packet-traits
+	fi
+	echo "$commit" >"$tree.applied"
+	step "series: $count patches on $SOURCE_TAG, branch packet-traits of $tree"
+}
+
+# export_patches TREE BASE BRANCH DIRECTORY [--signoff]: writes the patches and the
+# cover letter; nothing in them depends on when, where or by whom that is done
+export_patches() {
+	local tree=$1 base=$2 branch=$3 directory=$4 signoff=${5:-} text count author shortlog
+	local -a plain_git=(git -C "$tree"
+		-c core.abbrev=12 -c core.quotePath=true -c diff.noprefix=false -c diff.mnemonicPrefix=false
+		-c diff.algorithm=myers -c diff.renames=true -c diff.context=3 -c diff.interHunkContext=0
+		-c diff.suppressBlankEmpty=false -c diff.orderFile= -c diff.relative=false
+		-c format.subjectPrefix=PATCH -c format.signature= -c format.headers= -c format.pretty=email
+		-c format.encodeEmailHeaders=true -c i18n.logOutputEncoding=UTF-8
+		-c log.mailmap=false -c notes.displayRef= -c log.showSignature=false)
+
+	"${plain_git[@]}" format-patch -q --output-directory "$directory" --no-numbered --zero-commit --no-signature \
+		--no-base --no-thread --no-attach --no-cover-letter --no-notes --suffix=.patch --no-to --no-cc \
+		--no-add-header --no-from ${signoff:+"$signoff"} "$base..$branch"
+
+	# The letter's text is written by hand, what stands below it is counted
+	text=$SERIES_DIRECTORY/cover-letter.txt
+	[ -s "$text" ] || fail "no ${text#"$ROOT"/}: it holds the cover letter's text" \
+		"Its first line is the subject, then an empty line, then what the series does."
+	count=$(find "$directory" -name '*.patch' | wc -l)
+	author=$(git -C "$tree" log -1 --format='%an <%ae>' "$branch")
+	shortlog=$("${plain_git[@]}" log --reverse --no-merges --format='%an%x09%s' "$base..$branch" |
+		awk -F '\t' '{ n[$1]++; if (n[$1] == 1) order[++names] = $1; lines[$1] = lines[$1] "  " $2 "\n" }
+			END { for (i = 1; i <= names; i++) printf "%s (%d):\n%s\n", order[i], n[order[i]], lines[order[i]] }')
+	{
+		# Not named *.patch: 'git am' would stop at a mail without a patch
+		printf 'From: %s\n' "$author"
+		printf 'Subject: [PATCH %0*d/%d] %s\n' ${#count} 0 "$count" "$(head -n 1 "$text")"
+		tail -n +2 "$text"
+		printf '\n%s\n\n' "$shortlog"
+		"${plain_git[@]}" diff --stat=72 --summary "$base..$branch"
+	} >"$directory/0000-cover-letter.txt"
+}
+
+# replace_series DIRECTORY: the exported files over the repository's, touching
+# only what differs
+replace_series() {
+	local from=$1 file name changed=0 removed=0 count
+	mkdir -p "$SERIES_DIRECTORY"
+	for file in "$from"/*; do
+		name=$(basename "$file")
+		cmp -s "$file" "$SERIES_DIRECTORY/$name" && continue
+		cp "$file" "$SERIES_DIRECTORY/$name"
+		detail "written: $name"
+		changed=$((changed + 1))
+	done
+	while read -r file; do
+		[ ! -e "$from/$(basename "$file")" ] || continue
+		rm "$file"
+		detail "removed: $(basename "$file")"
+		removed=$((removed + 1))
+	done < <(series_patches)
+	count=$(series_patches | wc -l)
+	step "series: $count patches in ${SERIES_DIRECTORY#"$ROOT"/}, $changed files written, $removed removed"
+}
+
+patch_apply() {
+	local force=''
+	case "$#:${1:-}" in
+	0:) ;;
+	1:--force) force=--force ;;
+	*) usage_error "patch apply: what is '$*'?" patch ;;
+	esac
+	open_cache
+	need_series
+	install_packages
+	lock_cache
+	ensure_source
+	ensure_patched $force
+}
+
+patch_export() {
+	local tree='' base='' branch='' signoff='' exported
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--signoff) signoff=--signoff ; shift ;;
+		--from | --base | --branch)
+			[ $# -ge 2 ] || usage_error "$1 needs a value" patch
+			case $1 in
+			--from) tree=$(realpath -m "$2") ;;
+			--base) base=$2 ;;
+			--branch) branch=$2 ;;
+			esac
+			shift 2 ;;
+		*) usage_error "patch export: what is '$1'?" patch ;;
+		esac
+	done
+	open_cache
+	lock_cache
+	if [ -z "$tree" ]; then
+		tree=$CACHE/tree/patched
+		[ -e "$tree/.git" ] || fail "no tree to export from: $tree does not exist" \
+			"'qemu/vm patch apply' makes it; --from TREE --base REF takes another one."
+		[ -n "$base" ] || base=$(current_source)
+		[ -n "$branch" ] || branch=packet-traits
+	fi
+	[ -n "$base" ] || fail "--from $tree needs --base REF" "REF is the commit that the first patch applies to."
+	[ -n "$branch" ] || branch=HEAD
+	local ref
+	for ref in "$base" "$branch"; do
+		git -C "$tree" rev-parse -q --verify "$ref^{commit}" >/dev/null 2>&1 ||
+			fail "$tree has no commit '$ref'"
+	done
+	git -C "$tree" merge-base --is-ancestor "$base" "$branch" ||
+		fail "'$base' is not an ancestor of '$branch' in $tree"
+	[ "$(git -C "$tree" rev-list --count "$base..$branch")" -gt 0 ] ||
+		fail "nothing to export: there is no commit between '$base' and '$branch' in $tree"
+	[ -z "$(git -C "$tree" rev-list --min-parents=2 "$base..$branch")" ] ||
+		fail "there are merges between '$base' and '$branch' in $tree: a series is a straight line of commits"
+	exported=$CACHE/download/exported
+	rm -rf "$exported"
+	mkdir -p "$exported"
+	export_patches "$tree" "$base" "$branch" "$exported" $signoff
+	replace_series "$exported"
+	rm -rf "$exported"
+}
+
+# checkpatch PATCH: 0 if checkpatch has nothing to say
+checkpatch() {
+	(cd "$CACHE/tree/check" &&
+		perl scripts/checkpatch.pl --strict --show-types --ignore "$CHECKPATCH_IGNORE" --no-summary --quiet "$1")
+}
+
+# touched_objects COMMIT: the object files that the kernel's build makes of the C
+# and assembler files that the commit leaves behind
+touched_objects() {
+	tree_git check diff-tree --no-commit-id --name-only -r --diff-filter=d "$1" |
+		sed -nE '/^(tools|samples|scripts|Documentation|usr)\//d; s/\.[cS]$/.o/p'
+}
+
+patch_check() {
+	[ $# -eq 0 ] || usage_error "patch check takes no argument" patch
+	open_cache
+	need_series check
+	install_packages
+	lock_cache
+	ensure_source
+	local id number=0 count patch commit bad=0 log
+	local -a patches commits objects
+	id=$(series_id)
+	if ! linux_git rev-parse -q --verify "refs/heads/series/$id" >/dev/null; then
+		step "series: applying to $SOURCE_TAG"
+		apply_in_passing "$id"
+	fi
+	mapfile -t patches < <(series_patches)
+	mapfile -t commits < <(linux_git rev-list --reverse "$SOURCE_TAG..series/$id")
+	count=${#patches[@]}
+	[ ${#commits[@]} -eq "$count" ] || fail "$count patches gave ${#commits[@]} commits"
+
+	for commit in "${commits[@]}"; do
+		patch=${patches[number]}
+		number=$((number + 1))
+		step "check $number of $count: $(basename "$patch")"
+		switch_tree check "$commit"
+		log=$CACHE/log/check-$number.log
+		if ! checkpatch "$patch" >"$log" 2>&1; then
+			sed 's/^/        | /' "$log" >&2
+			detail "checkpatch is not content"
+			bad=$((bad + 1))
+		fi
+		configure_kernel check
+		mapfile -t objects < <(touched_objects "$commit")
+		if [ ${#objects[@]} -eq 0 ]; then
+			detail "no file that the kernel's build compiles"
+			continue
+		fi
+		if kernel_make check "${objects[@]}" >"$log" 2>&1 </dev/null; then
+			detail "built: ${objects[*]}"
+		else
+			explain_full_disk "$log"
+			grep -E 'error|warning|\*\*\*' "$log" | head -n 15 | sed 's/^/        | /' >&2
+			detail "does not build: ${objects[*]} (log: $log)"
+			bad=$((bad + 1))
+		fi
+		if grep -q 'warning:' "$log"; then
+			grep 'warning:' "$log" | sed 's/^/        | /' >&2
+			detail "builds with warnings (log: $log)"
+			bad=$((bad + 1))
+		fi
+	done
+	[ "$bad" -eq 0 ] || fail "$bad of the checks of $count patches failed, see above"
+	step "series: $count patches are clean, and each builds what it touches"
+}
+
+help_patch() {
+	cat <<-E
+	Usage: qemu/vm patch apply [--force]
+	       qemu/vm patch export [--signoff] [--from TREE --base REF [--branch REF]]
+	       qemu/vm patch check
+
+	apply   applies ${SERIES_DIRECTORY#"$ROOT"/}/*.patch with 'git am'; the result is the branch
+	        packet-traits in the cache's tree/patched. What is applied already stays as it is.
+	        Changes that somebody made there are kept, unless --force is given.
+	export  writes the series, and 0000-cover-letter.txt from cover-letter.txt, from that branch or,
+	        with --from, from BASE..BRANCH (default: HEAD) of another tree. What did not change is
+	        not written. --signoff adds the Signed-off-by of whoever runs it.
+	check   runs scripts/checkpatch.pl --strict on each patch (without the missing sign-off), and
+	        builds the files that each patch touches on the tree of that patch.
+
+	The cache: $CACHE
+	E
+}
+
+command_patch() {
+	[ $# -gt 0 ] || usage_error "patch: apply, export or check?" patch
+	local what=$1
+	shift
+	case $what in
+	apply) patch_apply "$@" ;;
+	export) patch_export "$@" ;;
+	check) patch_check "$@" ;;
+	*) usage_error "patch: what is '$what'?" patch ;;
+	esac
+}

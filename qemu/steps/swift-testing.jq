@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+# Swift Testing's event stream (one JSON object a line, slurped as raw text, since a
+# crash may cut the last line off) to lines "outcome TAB name TAB reason".
+# The stream begins with every test of the plan: what never ended has failed.
+
+def reason: [.messages[]?.text] | join("; ") | gsub("[\t\n]"; " ");
+
+[split("\n")[] | fromjson?] as $records
+| [$records[] | select(.kind == "event") | .payload] as $events
+| [$records[] | select(.kind == "test" and .payload.kind == "function") | .payload.id] as $plan
+| ($events | map(select(.kind == "issueRecorded" and (.issue.isKnown | not)
+	and (if .issue | has("isFailure") then .issue.isFailure else true end)))) as $issues
+| ($issues | group_by(.testID) | map({ key: (.[0].testID // ""), value: .[0] }) | from_entries) as $failed
+| ($events | map(select(.kind == "testSkipped") | { key: .testID, value: . }) | from_entries) as $skipped
+| ($events | map(select(.kind == "testEnded") | { key: .testID, value: true }) | from_entries) as $ended
+| (
+	($plan[] | . as $id
+	| (split("/") | if length > 2 then .[:-1] else . end | join("/")) as $name
+	| if $failed[$id] then "failed\t\($name)\t\($failed[$id] | reason)"
+	  elif $skipped[$id] then "skipped\t\($name)\t\($skipped[$id] | reason)"
+	  elif $ended[$id] then "passed\t\($name)\t"
+	  else "failed\t\($name)\tbegan or was planned, but never ended" end),
+	# Issues of a suite, or of no test at all
+	($failed | to_entries[] | select([.key] | inside($plan) | not)
+	| "failed\t\(if .key == "" then "(no test)" else .key end)\t\(.value | reason)")
+)
