@@ -35,19 +35,21 @@ end_guest() {
 	kill -KILL -- "-$1" 2>/dev/null || true
 }
 
-# run_virtme LIMIT OUTPUT CONSOLE ARGUMENTS...: one boot. Status 124: the limit.
-# The console goes through a pipe: QEMU opens it by name, several times, which
-# would truncate a plain file.
+# run_virtme DIRECTORY LIMIT ARGUMENTS...: one boot, in which guest/enter runs
+# DIRECTORY/command; DIRECTORY is where the guest writes. Returns 124 at the limit;
+# whatever else it returns says nothing, the guest's status is in a file.
 run_virtme() {
-	local limit=$1 output=$2 console=$3 status=0
-	shift 3
-	: >"$output"
-	: >"$console"
-	# setsid: one process group, which is ended as a whole
-	setsid timeout --signal=TERM --kill-after=5 "$limit" \
+	local directory=$1 limit=$2 status=0
+	shift 2
+	: >"$directory/console.log"
+	# setsid: one process group, which is ended as a whole. A pipe for the console:
+	# QEMU opens it by name, several times, which would truncate a plain file.
+	# virtme-ng looks for its other half on PATH.
+	PATH=$(dirname "$VNG"):$PATH setsid timeout --signal=TERM --kill-after=5 "$limit" \
 		"$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root --memory $GUEST_MEMORY --cpus $GUEST_CPUS \
-		--verbose --append 'oops=panic' --append 'printk.time=1' "$@" \
-		< /dev/null > >(cat >>"$output") 2> >(cat >>"$console") 9>&- &
+		--verbose --append oops=panic --rwdir "$directory" "$@" \
+		--exec "$(printf 'bash %q %q' "$ROOT/qemu/guest/enter" "$directory")" \
+		</dev/null >"$directory/virtme-ng.log" 2> >(exec cat >>"$directory/console.log") 9>&- &
 	GUEST_PID=$!
 	wait $GUEST_PID || status=$?
 	end_guest $GUEST_PID
@@ -59,7 +61,7 @@ run_virtme() {
 # virtualisation may abort, or spin. So boot the kernel and wait for its answer;
 # once per boot of this machine.
 probe_kvm() {
-	local boot answer=$CACHE/kvm console=$CACHE/log/kvm-probe.log output=$CACHE/log/kvm-probe.out
+	local boot answer=$CACHE/kvm directory=$CACHE/log/kvm-probe
 	ACCELERATION=(--disable-kvm)
 	if [ ! -r /dev/kvm ] || [ ! -w /dev/kvm ]; then
 		detail "guest: no /dev/kvm that can be used: software emulation"
@@ -68,7 +70,10 @@ probe_kvm() {
 	boot=$(cat /proc/sys/kernel/random/boot_id)
 	if [ "$(cut -d ' ' -f 1 "$answer" 2>/dev/null)" != "$boot" ]; then
 		step "guest: does hardware virtualisation work? (at most $KVM_PROBE_LIMIT s, once per boot)"
-		if run_virtme $KVM_PROBE_LIMIT "$output" "$console" --exec 'echo booted' && grep -q booted "$output"; then
+		mkdir -p "$directory"
+		rm -f "$directory/status"
+		echo 'exit 0' >"$directory/command"
+		if run_virtme "$directory" $KVM_PROBE_LIMIT && [ "$(cat "$directory/status" 2>/dev/null)" = 0 ]; then
 			echo "$boot works" >"$answer"
 		else
 			echo "$boot fails" >"$answer"
@@ -125,9 +130,7 @@ boot_guest() {
 
 	tail -n +1 -f "$directory/output.log" --pid=$$ 2>/dev/null 9>&- &
 	follow=$!
-	run_virtme "$limit" "$directory/output.log" "$directory/console.log" \
-		"${ACCELERATION[@]}" --rwdir "$directory" \
-		--exec "$(printf 'bash %q %q' "$ROOT/qemu/guest/enter" "$directory")" || status=$?
+	run_virtme "$directory" "$limit" "${ACCELERATION[@]}" || status=$?
 	# Let what the guest printed last come through
 	sleep 0.3
 	kill $follow 2>/dev/null || true
@@ -235,6 +238,7 @@ command_shell() {
 	prepare_guest $flavour
 	mkdir -p "$RESULTS/shell"
 	step "guest: a shell"
-	"$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root --memory $GUEST_MEMORY --cpus $GUEST_CPUS \
-		"${ACCELERATION[@]}" --rwdir "$RESULTS/shell" --cwd "$ROOT"
+	PATH=$(dirname "$VNG"):$PATH "$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root \
+		--memory $GUEST_MEMORY --cpus $GUEST_CPUS "${ACCELERATION[@]}" \
+		--rwdir "$RESULTS/shell" --cwd "$ROOT"
 }
