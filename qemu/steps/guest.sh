@@ -22,7 +22,7 @@ ensure_virtme() {
 	logged "$log" python3 -m venv "$venv"
 	if ! "$venv/bin/pip" install --quiet "virtme-ng==$VIRTME_NG" >"$log" 2>&1 </dev/null; then
 		explain_full_disk "$log"
-		tail -n 5 "$log" | sed 's/^/        | /' >&2
+		tail -n 5 "$log" | quoted
 		fail "pip could not install virtme-ng $VIRTME_NG: is there a network?" "Log: $log"
 	fi
 	touch "$venv.ready"
@@ -139,7 +139,7 @@ boot_guest() {
 	reports=$(kernel_reports "$directory/console.log") || reports=''
 	if [ -n "$reports" ]; then
 		detail "the kernel reported (from line ${reports%%:*} of $directory/console.log):"
-		tail -n "+${reports%%:*}" "$directory/console.log" | head -n 60 | tr -d '\r' | sed 's/^/        | /' >&2
+		tail -n "+${reports%%:*}" "$directory/console.log" | head -n 60 | quoted || true
 		status=126
 	elif [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
 		status=124
@@ -147,12 +147,12 @@ boot_guest() {
 		[ -z "$(running_tests "$directory/events.json")" ] ||
 			detail "tests that had begun: $(running_tests "$directory/events.json" | paste -sd ' ')"
 		detail "the end of $directory/output.log:"
-		tail -n 5 "$directory/output.log" | sed 's/^/        | /' >&2
+		tail -n 5 "$directory/output.log" | quoted
 		detail "the end of $directory/console.log:"
-		tail -n 10 "$directory/console.log" | tr -d '\r' | sed 's/^/        | /' >&2
+		tail -n 10 "$directory/console.log" | quoted
 	elif [ ! -s "$directory/status" ]; then
 		detail "the guest ended without a status; the end of $directory/console.log:"
-		tail -n 15 "$directory/console.log" | tr -d '\r' | sed 's/^/        | /' >&2
+		tail -n 15 "$directory/console.log" | quoted
 		status=125
 	else
 		status=$(cat "$directory/status")

@@ -147,7 +147,7 @@ ensure_kernel() {
 	wait
 	if [ $status -ne 0 ]; then
 		explain_full_disk "$log"
-		grep -nE '(error|Error)( [0-9]+)?:|\*\*\*|undefined reference' "$log" | head -n 15 | sed 's/^/        | /' >&2
+		grep -nE '(error|Error)( [0-9]+)?:|\*\*\*|undefined reference' "$log" | head -n 15 | quoted || true
 		fail "the $flavour kernel does not build: make ended with status $status" "Log: $log"
 	fi
 	find "$build" -name '*.o' | wc -l >"$build.objects"

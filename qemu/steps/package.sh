@@ -21,7 +21,7 @@ swift_build() {
 	wait $pid || status=$?
 	[ $status -eq 0 ] && return 0
 	explain_full_disk "$log"
-	{ grep -E 'error:' "$log" || tail -n 15 "$log"; } | head -n 20 | sed 's/^/        | /' >&2
+	{ grep -E 'error:' "$log" || tail -n 15 "$log"; } | head -n 20 | quoted || true
 	fail "the Swift package does not build: 'swift build' ended with status $status" "Log: $log"
 }
 
@@ -41,7 +41,7 @@ build_bpf() {
 		if ! "$clang" -target bpf -mcpu=v3 -O2 -g -Wall -Werror \
 			-I"/usr/include/$(gcc -print-multiarch)" -c "$source" -o "$object.new" >"$log" 2>&1; then
 			explain_full_disk "$log"
-			head -n 20 "$log" | sed 's/^/        | /' >&2
+			head -n 20 "$log" | quoted
 			fail "$(basename "$source") does not compile for BPF" "Log: $log"
 		fi
 		mv "$object.new" "$object"

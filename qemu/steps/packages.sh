@@ -45,7 +45,7 @@ install_packages() {
 		apt-get -o Acquire::Retries=3 install -y --no-install-recommends "${missing[@]}"; } \
 		>"$log" 2>&1 </dev/null; then
 		explain_full_disk "$log"
-		grep -E '^(E|W|Err)' "$log" | tail -n 8 | sed 's/^/        | /' >&2
+		grep -E '^(E|W|Err)' "$log" | tail -n 8 | quoted || true
 		fail "apt-get could not install: ${missing[*]}" \
 			"Is there a network, and does 'apt-get update' work? Log: $log"
 	fi

@@ -43,6 +43,12 @@ usage_error() {
 	exit 64
 }
 
+# quoted: standard input, as somebody else's words. Always succeeds, so that a
+# search that found nothing does not end the run before its message.
+quoted() {
+	tr -d '\r' | sed 's/^/        | /' >&2 || true
+}
+
 # explain_full_disk LOG: if LOG shows that the disk is full, say so and end
 explain_full_disk() {
 	local log=$1 place
@@ -61,7 +67,7 @@ logged() {
 	"$@" >"$log" 2>&1 </dev/null || status=$?
 	[ "$status" -eq 0 ] && return 0
 	explain_full_disk "$log"
-	tail -n 20 "$log" | sed 's/^/        | /' >&2
+	tail -n 20 "$log" | quoted
 	fail "$CURRENT_STEP: '$(basename "$1")' ended with status $status" "Log: $log"
 }
 

@@ -92,7 +92,7 @@ switch_tree() {
 		rm -rf "$tree"
 		linux_git worktree prune
 		need_space "$CACHE" 2000 "a kernel tree"
-		logged "$log" linux_git worktree add --force --detach "$tree" "$commit"
+		logged "$log" linux_git -c checkout.workers=0 worktree add --force --detach "$tree" "$commit"
 	fi
 	logged "$log" tree_git "$flavour" checkout -q "${to[@]}"
 	rm -f "$CACHE/tree/$flavour.switching"
@@ -102,7 +102,7 @@ switch_tree() {
 refuse_to_lose() {
 	local tree=$CACHE/tree/$1 applied head changed
 	[ -e "$tree/.git" ] && [ ! -e "$tree.switching" ] || return 0
-	changed=$(tree_git "$1" status --porcelain --untracked-files=no | head -n 5)
+	changed=$(tree_git "$1" status --porcelain --untracked-files=no | head -n 5) || true
 	[ -z "$changed" ] ||
 		fail "$tree has changes that are not committed: $(paste -sd ' ' <<<"$changed")" \
 			"Commit them and run 'qemu/vm patch export', or drop them with 'qemu/vm patch apply --force'."
@@ -148,10 +148,15 @@ ensure_patched() {
 # cover letter; nothing in them depends on when, where or by whom that is done
 export_patches() {
 	local tree=$1 base=$2 branch=$3 directory=$4 signoff=${5:-} text count author shortlog
-	local -a plain_git=(git -C "$tree"
+	# Only the signer's name is taken from the user's configuration
+	local signer
+	signer=$(git -C "$tree" var GIT_COMMITTER_IDENT 2>/dev/null) || signer='nobody <nobody@localhost> 0 +0000'
+	local -a plain_git=(env GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
+		"GIT_COMMITTER_NAME=${signer%% <*}" "GIT_COMMITTER_EMAIL=$(sed 's/.*<\(.*\)>.*/\1/' <<<"$signer")"
+		git -C "$tree"
 		-c core.abbrev=12 -c core.quotePath=true -c diff.noprefix=false -c diff.mnemonicPrefix=false
 		-c diff.algorithm=myers -c diff.renames=true -c diff.context=3 -c diff.interHunkContext=0
-		-c diff.suppressBlankEmpty=false -c diff.orderFile= -c diff.relative=false
+		-c diff.suppressBlankEmpty=false -c diff.relative=false
 		-c format.subjectPrefix=PATCH -c format.signature= -c format.headers= -c format.pretty=email
 		-c format.encodeEmailHeaders=true -c i18n.logOutputEncoding=UTF-8
 		-c log.mailmap=false -c notes.displayRef= -c log.showSignature=false)
@@ -301,7 +306,7 @@ patch_check() {
 		switch_tree check "$commit"
 		log=$CACHE/log/check-$number.log
 		if ! checkpatch "$patch" >"$log" 2>&1; then
-			sed 's/^/        | /' "$log" >&2
+			quoted <"$log"
 			detail "checkpatch is not content"
 			bad=$((bad + 1))
 		fi
@@ -311,18 +316,17 @@ patch_check() {
 			detail "no file that the kernel's build compiles"
 			continue
 		fi
-		if kernel_make check "${objects[@]}" >"$log" 2>&1 </dev/null; then
-			detail "built: ${objects[*]}"
-		else
+		if ! kernel_make check "${objects[@]}" >"$log" 2>&1 </dev/null; then
 			explain_full_disk "$log"
-			grep -E 'error|warning|\*\*\*' "$log" | head -n 15 | sed 's/^/        | /' >&2
+			grep -E 'error|warning|\*\*\*' "$log" | head -n 15 | quoted || true
 			detail "does not build: ${objects[*]} (log: $log)"
 			bad=$((bad + 1))
-		fi
-		if grep -q 'warning:' "$log"; then
-			grep 'warning:' "$log" | sed 's/^/        | /' >&2
-			detail "builds with warnings (log: $log)"
+		elif grep -q 'warning:' "$log"; then
+			grep 'warning:' "$log" | quoted
+			detail "builds with warnings: ${objects[*]} (log: $log)"
 			bad=$((bad + 1))
+		else
+			detail "built: ${objects[*]}"
 		fi
 	done
 	[ "$bad" -eq 0 ] || fail "$bad of the checks of $count patches failed, see above"

@@ -85,7 +85,7 @@ suite_kunit() {
 		>"$directory/output.log" 2>&1 </dev/null || status=$?
 	if [ ! -s "$directory/kunit.json" ]; then
 		explain_full_disk "$directory/output.log"
-		tail -n 15 "$directory/output.log" | sed 's/^/        | /' >&2
+		tail -n 15 "$directory/output.log" | quoted
 		fail_suite kunit "kunit.py ended with status $status and no result ($directory/output.log)"
 		return
 	fi

@@ -21,6 +21,6 @@ def reason: [.messages[]?.text] | join("; ") | gsub("[\t\n]"; " ");
 	  elif $ended[$id] then "passed\t\($name)\t"
 	  else "failed\t\($name)\tbegan or was planned, but never ended" end),
 	# Issues of a suite, or of no test at all
-	($failed | to_entries[] | select([.key] | inside($plan) | not)
+	($failed | to_entries[] | select(.key | IN($plan[]) | not)
 	| "failed\t\(if .key == "" then "(no test)" else .key end)\t\(.value | reason)")
 )

@@ -17,7 +17,7 @@ find_toolchain() {
 		fail "no Swift toolchain: Swift $needed or newer is needed, and there is no 'swift' on PATH" \
 			"PATH is $PATH" \
 			"Install a toolchain and put its usr/bin directory on PATH."
-	version=$(swift --version 2>/dev/null | sed -nE 's/.*Swift version ([0-9]+(\.[0-9]+)+).*/\1/p' | head -n 1)
+	version=$(swift --version 2>/dev/null | sed -nE 's/.*Swift version ([0-9]+(\.[0-9]+)+).*/\1/p' | head -n 1) || version=''
 	[ -n "$version" ] ||
 		fail "$swift does not tell its version: Swift $needed or newer is needed" \
 			"'swift --version' said: $(swift --version 2>&1 | head -n 2 | tr '\n' ' ')"

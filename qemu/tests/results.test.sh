@@ -1,0 +1,117 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# Counts come from what the runners report as data.
+
+# event KIND TEST [ISSUE]: a line of Swift Testing's event stream
+event() {
+	printf '{"kind":"event","payload":{"kind":"%s","testID":"%s"%s,"messages":[{"symbol":"x","text":"said\\tso"}]},"version":0}\n' \
+		"$1" "$2" "${3:+,\"issue\":$3}"
+}
+
+# planned TEST [KIND]
+planned() {
+	printf '{"kind":"test","payload":{"id":"%s","kind":"%s","name":"x"},"version":0}\n' "$1" "${2:-function}"
+}
+
+outcomes() {
+	jq -rRs -f "$CLONE/qemu/steps/swift-testing.jq" "$WORK/events"
+}
+
+test_swift_outcomes() {
+	{
+		planned T.S suite
+		planned 'T.S/good()/a.swift:1:2'
+		planned 'T.S/bad()/a.swift:2:2'
+		planned 'T.S/off()/a.swift:3:2'
+		planned 'T.S/known()/a.swift:4:2'
+		planned 'T.S/warned()/a.swift:5:2'
+		planned 'T.S/crashed()/a.swift:6:2'
+		planned 'T.S/never()/a.swift:7:2'
+		event testStarted 'T.S/good()/a.swift:1:2'
+		event testEnded 'T.S/good()/a.swift:1:2'
+		event issueRecorded 'T.S/bad()/a.swift:2:2' '{"isKnown":false,"isFailure":true}'
+		event testEnded 'T.S/bad()/a.swift:2:2'
+		event testSkipped 'T.S/off()/a.swift:3:2'
+		event issueRecorded 'T.S/known()/a.swift:4:2' '{"isKnown":true,"isFailure":false}'
+		event testEnded 'T.S/known()/a.swift:4:2'
+		event issueRecorded 'T.S/warned()/a.swift:5:2' '{"isKnown":false,"isFailure":false}'
+		event testEnded 'T.S/warned()/a.swift:5:2'
+		event testStarted 'T.S/crashed()/a.swift:6:2'
+		printf '{"kind":"event","payload":{"kind":"testEn'
+	} >"$WORK/events"
+	same "$(printf '%s\t%s\t%s\n' \
+		passed 'T.S/good()' '' \
+		failed 'T.S/bad()' 'said so' \
+		skipped 'T.S/off()' 'said so' \
+		passed 'T.S/known()' '' \
+		passed 'T.S/warned()' '' \
+		failed 'T.S/crashed()' 'began or was planned, but never ended' \
+		failed 'T.S/never()' 'began or was planned, but never ended')" "$(outcomes)"
+}
+
+test_an_issue_outside_of_any_test_is_a_failure() {
+	{
+		planned T.S suite
+		planned 'T.S/good()/a.swift:1:2'
+		event testEnded 'T.S/good()/a.swift:1:2'
+		event issueRecorded T.S '{"isKnown":false}'
+		echo '{"kind":"event","payload":{"kind":"issueRecorded","issue":{"isKnown":false},"messages":[]},"version":0}'
+	} >"$WORK/events"
+	same "$(printf '%s\t%s\t%s\n' failed '(no test)' '' failed T.S 'said so' passed 'T.S/good()' '')" "$(outcomes | sort)"
+}
+
+test_kunit_outcomes() {
+	cat >"$WORK/kunit.json" <<-'JSON'
+	{"name": "KUnit Test Group", "test_cases": [], "sub_groups": [
+		{"name": "traits_store", "sub_groups": [
+			{"name": "sizes", "sub_groups": [], "test_cases": [{"name": "4 bytes", "status": "PASS"}, {"name": "8 bytes", "status": "FAIL"}]}],
+		 "test_cases": [{"name": "empty", "status": "PASS"}, {"name": "crash", "status": "ERROR"}, {"name": "later", "status": "SKIP"}]}]}
+	JSON
+	same "$(printf '%s\t%s\t%s\n' \
+		passed traits_store/empty '' \
+		failed traits_store/crash 'status ERROR' \
+		skipped traits_store/later 'skipped by the test' \
+		passed 'traits_store/sizes/4 bytes' '' \
+		failed 'traits_store/sizes/8 bytes' 'status FAIL')" "$(jq -r -f "$CLONE/qemu/steps/kunit.jq" "$WORK/kunit.json")"
+}
+
+# suite_results: what the steps need to judge a suite, without the rest of vm
+suite_results() {
+	ROOT=$CLONE
+	RESULTS=$WORK/results
+	CACHE=$WORK/cache
+	source "$CLONE/qemu/steps/progress.sh"
+	source "$CLONE/qemu/steps/suites.sh"
+	begin_suite host
+	cp "$WORK/events" "$RESULTS/host/events.json" 2>/dev/null || true
+}
+
+test_a_suite_without_tests_has_failed() {
+	suite_results
+	read_events host 0
+	same "$(printf 'failed\t(host)\tno test ran, the bundle ended with status 0')" "$(cat "$RESULTS/host/tests.tsv")"
+}
+
+test_a_bad_status_is_a_failure_though_every_test_passed() {
+	planned T.good >"$WORK/events"
+	event testEnded T.good >>"$WORK/events"
+	suite_results
+	read_events host 139
+	grep -q $'^failed\t(host)\tevery test passed, but the run ended with status 139' "$RESULTS/host/tests.tsv"
+	same 1 "$(count passed "$RESULTS/host/tests.tsv")"
+}
+
+test_the_counts_are_counts_of_tests_over_all_files() {
+	suite_results
+	printf 'passed\ta\t\nfailed\tb\tx\nskipped\tc\tpassed\n' >"$WORK/one"
+	printf 'passed\td\tfailed\n' >"$WORK/two"
+	same '2 1 1 0' "$(count passed "$WORK/one" "$WORK/two") $(count failed "$WORK/one" "$WORK/two") $(count skipped "$WORK/one" "$WORK/two") $(count passed "$WORK/none")"
+}
+
+test_failures_are_listed_by_name() {
+	suite_results
+	printf 'passed\ta\t\nfailed\tT.S/bad()\t1 is not 2\n' >"$RESULTS/host/tests.tsv"
+	OUTPUT=$(summarize host 2>&1)
+	says '1 passed, 1 failed, 0 skipped' 'FAILED T.S/bad(): 1 is not 2'
+	says_not 'FAILED a'
+}

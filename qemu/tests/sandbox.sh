@@ -1,0 +1,139 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# What each test starts with: a clone that has the harness and nothing else, an
+# empty cache, and a directory of commands that go before the real ones.
+
+CLONE=$WORK/clone
+CACHE=$WORK/cache
+COMMANDS=$WORK/bin
+PATCHES=$CLONE/kernel-patches/linux-6.12
+mkdir -p "$CLONE" "$COMMANDS" "$PATCHES"
+cp -r "$SOURCE_ROOT/qemu" "$CLONE/"
+export PATH=$COMMANDS:$PATH PACKET_TRAITS_CACHE=$CACHE
+export GIT_AUTHOR_NAME=Tester GIT_AUTHOR_EMAIL=tester@localhost
+export GIT_COMMITTER_NAME=Tester GIT_COMMITTER_EMAIL=tester@localhost
+
+# replace COMMAND: standard input becomes a command that is found first
+replace() {
+	{
+		echo '#!/bin/bash'
+		cat
+	} >"$COMMANDS/$1"
+	chmod +x "$COMMANDS/$1"
+}
+
+# Every package is installed, unless a test says otherwise
+replace dpkg-query <<<'echo -n installed'
+
+# vm ARGUMENTS...: run it; OUTPUT and STATUS are what came of it
+vm() {
+	STATUS=0
+	OUTPUT=$("$CLONE/qemu/vm" "$@" 2>&1) || STATUS=$?
+	printf '$ qemu/vm %s\n%s\n(status %s)\n' "$*" "$OUTPUT" "$STATUS"
+}
+
+# says TEXT...: OUTPUT has each of them
+says() {
+	local text
+	for text; do
+		[[ $OUTPUT == *"$text"* ]] || {
+			echo "does not say: $text"
+			return 1
+		}
+	done
+}
+
+# says_not TEXT
+says_not() {
+	[[ $OUTPUT != *"$1"* ]] || {
+		echo "says: $1"
+		return 1
+	}
+}
+
+# ends STATUS
+ends() {
+	[ "$STATUS" -eq "$1" ] || {
+		echo "status $STATUS instead of $1"
+		return 1
+	}
+}
+
+# same WANTED GOT
+same() {
+	[ "$1" = "$2" ] || {
+		printf 'wanted: %s\ngot:    %s\n' "$1" "$2"
+		return 1
+	}
+}
+
+# kernel_tree DIRECTORY [VERSION PATCHLEVEL SUBLEVEL]: a tree that has what the
+# harness asks of a kernel, and builds at once. Its make takes its behaviour from
+# files: build.fail, build.slow, config.drop (a symbol that never ends up set).
+kernel_tree() {
+	local tree=$1
+	mkdir -p "$tree/scripts/kconfig" "$tree/net/core" "$tree/include/linux"
+	printf 'VERSION = %s\nPATCHLEVEL = %s\nSUBLEVEL = %s\nEXTRAVERSION =\n' "${2:-6}" "${3:-12}" "${4:-95}" >"$tree/Makefile"
+	cat >>"$tree/Makefile" <<-'MAKE'
+	.RECIPEPREFIX = >
+	tinyconfig:
+	> echo 'CONFIG_TINY=y' > $(O)/.config
+	olddefconfig:
+	> if [ -e config.drop ]; then sed -i "/$$(cat config.drop)=/d" $(O)/.config; fi
+	bzImage:
+	> mkdir -p $(O)/arch/x86/boot
+	> if [ -e build.fail ]; then echo 'net/core/dev.c:7:1: error: no such luck'; exit 1; fi
+	> echo partial > $(O)/dev.o
+	> if [ -e $(O)/../slow ]; then sleep 30; fi
+	> cp $(O)/.config $(O)/arch/x86/boot/bzImage
+	headers_install:
+	> mkdir -p $(INSTALL_HDR_PATH)/include/linux
+	%.o: %.c
+	> mkdir -p $(O)/$(dir $@)
+	> gcc -Wall -c $< -o $(O)/$@
+	MAKE
+	cat >"$tree/scripts/kconfig/merge_config.sh" <<-'MERGE'
+	#!/bin/sh
+	# -m -O OUTPUT BASE FRAGMENTS...
+	shift 3
+	base=$1
+	shift
+	cat "$@" >> "$base"
+	MERGE
+	chmod +x "$tree/scripts/kconfig/merge_config.sh"
+	printf 'int device_one(void);\nint device_one(void)\n{\n\treturn 1;\n}\n' >"$tree/net/core/dev.c"
+	seq 40 | sed 's/.*/# line &/' >"$tree/net/core/Kconfig"
+	echo 'untouched' >"$tree/CREDITS"
+	# The real checkpatch is not at hand without a kernel
+	cat >"$tree/scripts/checkpatch.pl" <<-'PERL'
+	my $bad = 0;
+	open(my $patch, '<', $ARGV[-1]) or die;
+	while (<$patch>) { if (/^\+.*[ \t]$/) { print "ERROR:TRAILING_WHITESPACE: trailing whitespace\n"; $bad = 1; } }
+	exit $bad;
+	PERL
+}
+
+# imported: the cache has a small tree as its source
+imported() {
+	kernel_tree "$WORK/linux"
+	vm fetch --source "$WORK/linux" >/dev/null
+	ends 0
+}
+
+# series_of_two: two patches for kernel_tree, exported from a tree of their own
+series_of_two() {
+	git init -q "$WORK/work"
+	kernel_tree "$WORK/work"
+	git -C "$WORK/work" add -A
+	git -C "$WORK/work" commit -qm base
+	git -C "$WORK/work" tag base
+	sed -i 's/return 1/return 2/' "$WORK/work/net/core/dev.c"
+	git -C "$WORK/work" commit -qam 'net: return two'
+	sed -i 's/^# line 20$/# line twenty/' "$WORK/work/net/core/Kconfig"
+	printf 'int traits;\n' >"$WORK/work/net/core/traits.c"
+	git -C "$WORK/work" add -A
+	git -C "$WORK/work" commit -qm 'net: add traits'
+	printf 'net: two changes\n\nThey are for testing.\n' >"$PATCHES/cover-letter.txt"
+	vm patch export --from "$WORK/work" --base base
+	ends 0
+}

@@ -1,0 +1,125 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# What a machine lacks is told by name, with what would help.
+
+# Package.swift's first line is where the needed version is read
+package_needs() {
+	printf '// swift-tools-version: %s\n' "$1" >"$CLONE/Package.swift"
+	echo >"$PATCHES/0001-x.patch"
+}
+
+test_missing_packages_are_named_with_the_command_for_others_than_root() {
+	replace id <<<'echo 1000'
+	replace dpkg-query <<<'case "${!#}" in flex|pahole) exit 1 ;; *) echo -n installed ;; esac'
+	vm fetch
+	ends 1
+	says '2 packages are missing' 'flex pahole' 'sudo apt-get install --no-install-recommends flex pahole'
+}
+
+test_root_installs_exactly_what_is_missing() {
+	replace id <<<'echo 0'
+	replace dpkg-query <<<'[ "${!#}" = flex ] || echo -n installed'
+	replace apt-get <<<'echo "$*" >>"$WORK/apt-get.calls"; [ "${!#}" = update ] || exit 1'
+	export WORK
+	vm fetch
+	ends 1
+	says 'could not install: flex'
+	grep -q 'install -y --no-install-recommends flex$' "$WORK/apt-get.calls"
+}
+
+test_a_system_without_dpkg_is_told() {
+	rm "$COMMANDS/dpkg-query"
+	# Everything but dpkg-query
+	local name
+	mkdir "$WORK/some"
+	for name in bash dirname readlink mkdir id cat date awk sed basename env; do
+		ln -s "$(type -P $name)" "$WORK/some/$name"
+	done
+	PATH=$WORK/some vm fetch
+	ends 1
+	says 'no dpkg-query' 'not a Debian system'
+}
+
+test_a_missing_toolchain_is_told_with_the_version_needed() {
+	package_needs 6.2
+	vm demo
+	ends 1
+	says 'no Swift toolchain' 'Swift 6.2 or newer' "PATH is $PATH"
+}
+
+test_an_old_toolchain_is_told_with_both_versions() {
+	package_needs 6.2
+	replace swift <<<'echo "Swift version 5.10.1 (swift-5.10.1-RELEASE)"'
+	vm demo
+	ends 1
+	says 'too old' 'Swift 6.2 or newer' 'is 5.10.1' "$COMMANDS/swift"
+	# 6.10 is newer than 6.2 although a word comes before it in the dictionary
+	replace swift <<<'echo "Swift version 6.10 (x)"'
+	replace df <<<'printf "h\nx 1 1 1024 1 /somewhere\n"'
+	vm demo
+	says_not 'too old'
+	says 'not enough room'
+}
+
+test_a_toolchain_that_does_not_run_is_told() {
+	package_needs 6.2
+	replace swift <<<'echo "cannot open libfoo" >&2; exit 127'
+	vm test --only host
+	ends 1
+	says 'does not tell its version' 'cannot open libfoo'
+}
+
+test_no_network_and_empty_cache() {
+	replace apt-get <<<'case "$*" in indextargets*) echo "Debian http://mirror.invalid/debian/ bookworm" ;; *) echo "E: no route" >&2; exit 100 ;; esac'
+	vm fetch
+	ends 1
+	says 'cannot get linux-source-6.12' 'the cache holds no kernel source' 'bookworm bookworm-backports trixie' \
+		'Is there a network' 'qemu/vm fetch --source PATH'
+}
+
+test_no_mirror_known() {
+	replace apt-get <<<'exit 0'
+	vm fetch
+	ends 1
+	says 'apt knows no Debian mirror'
+}
+
+test_a_full_disk_is_told_before_the_work_begins() {
+	kernel_tree "$WORK/linux"
+	replace df <<<'printf "Filesystem 1024-blocks Used Available Capacity Mounted\nx 9 9 102400 1%% /somewhere\n"'
+	vm fetch --source "$WORK/linux"
+	ends 1
+	says 'not enough room' "needs 4500 MB, 100 MB are free" 'PACKET_TRAITS_CACHE=DIR'
+}
+
+test_a_disk_that_fills_up_during_the_work_is_told() {
+	kernel_tree "$WORK/linux"
+	replace cp <<<'echo "cp: error writing x: No space left on device" >&2; exit 1'
+	vm fetch --source "$WORK/linux"
+	ends 1
+	says 'the disk is full' 'source: importing' 'it goes on where it stopped'
+	rm "$COMMANDS/cp"
+	vm fetch --source "$WORK/linux"
+	ends 0
+}
+
+test_a_cache_that_cannot_be_made_is_told() {
+	: >"$WORK/file"
+	PACKET_TRAITS_CACHE=$WORK/file/cache vm fetch
+	ends 1
+	says "cannot make the cache $WORK/file/cache"
+}
+
+test_two_runs_do_not_share_the_cache_at_once() {
+	mkdir -p "$CACHE"
+	echo "process 4242, 'qemu/vm build'" >"$CACHE/lock.holder"
+	exec 8>"$CACHE/lock"
+	flock -n 8
+	vm fetch
+	ends 1
+	says 'is in use by another run' 'process 4242' 'PACKET_TRAITS_CACHE=DIR'
+	exec 8>&-
+	kernel_tree "$WORK/linux"
+	vm fetch --source "$WORK/linux"
+	ends 0
+}
