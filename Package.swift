@@ -16,6 +16,7 @@ let package = Package(
     .library(name: "PacketTraits", targets: ["PacketTraits"]),
     .library(name: "TraitRegistry", targets: ["TraitRegistry"]),
     .executable(name: "traitctl", targets: ["traitctl"]),
+    .executable(name: "traits-demo", targets: ["traits-demo"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -38,6 +39,40 @@ let package = Package(
       dependencies: [
         "PacketTraits", "TraitRegistry", system,
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
+
+    // Network namespaces, veth pairs and XDP programs, for the demo and the
+    // guest suites. Not a product: it needs root and a machine to spare.
+    .target(name: "CNetworkLab", path: "qemu/lab/CNetworkLab"),
+    .target(
+      name: "NetworkLab",
+      dependencies: ["CNetworkLab", "CLibBPF", "PacketTraits", system],
+      path: "qemu/lab/NetworkLab",
+      swiftSettings: strict),
+    .executableTarget(
+      name: "traits-demo",
+      dependencies: ["NetworkLab", "PacketTraits", "TraitRegistry", system],
+      path: "qemu/demo",
+      swiftSettings: strict),
+
+    .testTarget(name: "CTraitsTests", dependencies: ["CTraits"], swiftSettings: strict),
+    .testTarget(
+      name: "PacketTraitsTests", dependencies: ["CTraits", "PacketTraits", system],
+      swiftSettings: strict),
+    .testTarget(
+      name: "TraitRegistryTests",
+      dependencies: ["CTraits", "CLibMNL", "PacketTraits", "TraitRegistry", system],
+      swiftSettings: strict),
+    .testTarget(
+      name: "TraitctlTests",
+      dependencies: ["NetworkLab", "PacketTraits", "traitctl", "traits-demo", system],
+      swiftSettings: strict),
+    .testTarget(
+      name: "GuestTests",
+      dependencies: [
+        "CTraits", "CNetworkLab", "NetworkLab", "PacketTraits", "TraitRegistry", "traitctl",
+        "traits-demo", system,
       ],
       swiftSettings: strict),
   ],

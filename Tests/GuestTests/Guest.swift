@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT
+
+import Glibc
+import NetworkLab
+import PacketTraits
+import SystemPackage
+import Testing
+import TraitRegistry
+
+/// Whether the guest suites are to run.
+enum GuestCondition {
+  /// In the virtual machine nothing is an excuse: what is missing is a failure.
+  static let isAsked = getenv("PACKET_TRAITS_GUEST").map { String(cString: $0) } == "1"
+
+  static let isSupported = (try? Traits.isSupportedByKernel()) ?? false
+
+  static let isEquipped = geteuid() == 0 && getenv("PACKET_TRAITS_BPF") != nil
+}
+
+/// The suites that need a kernel with packet traits, root, and a machine to
+/// spare. One test at a time, as the registry and the counters are the
+/// machine's.
+@Suite(
+  "Guest", .serialized,
+  .enabled(
+    if: GuestCondition.isAsked || GuestCondition.isSupported,
+    "this kernel has no packet traits (and PACKET_TRAITS_GUEST=1 is not set)"),
+  .enabled(
+    if: GuestCondition.isAsked || GuestCondition.isEquipped,
+    "it takes root, and PACKET_TRAITS_BPF must be the directory of the compiled BPF programs"),
+  .timeLimit(.minutes(5)))
+enum Guest {}
+
+extension Guest {
+  static let port: UInt16 = 4243
+
+  /// How a datagram reaches a socket.
+  enum Route: String, CaseIterable, CustomTestStringConvertible {
+    case ipv4 = "IPv4"
+    case ipv6 = "IPv6"
+    case mapped = "IPv4 to an IPv6 socket"
+
+    var family: SocketAddress.Family { self == .ipv6 ? .ipv6 : .ipv4 }
+    var testDescription: String { rawValue }
+  }
+
+  static func statistics() throws -> TraitStatistics {
+    var registry = try RegistryConnection()
+    return try registry.statistics()
+  }
+
+  /// Registers keys for as long as `body` runs, with names of their own.
+  static func withKeys<Value>(
+    _ sizes: [TraitSize], access: KeyAccess = [], _ body: ([TraitID]) throws -> Value
+  ) throws -> Value {
+    var ids: [TraitID] = []
+    defer {
+      // Some tests remove keys themselves.
+      if var registry = try? RegistryConnection() {
+        for id in ids { _ = try? registry.remove(id) }
+      }
+    }
+    do {
+      var registry = try RegistryConnection()
+      for size in sizes {
+        ids.append(try registry.add(uniqueName(), size: size, access: access).id)
+      }
+    }
+    return try body(ids)
+  }
+
+  private nonisolated(unsafe) static var nameCount = 0
+
+  /// A name that no key had since the machine was started.
+  static func uniqueName() -> String {
+    nameCount += 1
+    return "guest.\(getpid()).\(nameCount)"
+  }
+}
+
+/// What was received, with the control data in raw form as well.
+struct Arrival {
+  let payload: [UInt8]
+  let message: ReceivedMessage
+  let control: [UInt8]
+
+  var traits: Traits {
+    get throws { try Traits(controlMessages: control.span.bytes) }
+  }
+
+  var controlMessages: [ControlMessage] {
+    get throws { try ControlMessage.all(in: control.span.bytes) }
+  }
+}
+
+extension UDPSocket {
+  func arrival(controlRoom: Int = 4096, flags: MessageFlags = []) throws -> Arrival {
+    var payloadBytes = [UInt8](repeating: 0, count: 2048)
+    var controlBytes = [UInt8](repeating: 0xee, count: controlRoom)
+    let message: ReceivedMessage
+    do {
+      var payloadElements = payloadBytes.mutableSpan
+      var payload = payloadElements.mutableBytes
+      var controlElements = controlBytes.mutableSpan
+      var control = controlElements.mutableBytes
+      message = try fileDescriptor.receiveMessage(into: &payload, control: &control, flags: flags)
+    }
+    return Arrival(
+      payload: Array(payloadBytes[..<message.length]), message: message,
+      control: Array(controlBytes[..<message.controlLength]))
+  }
+
+  func send(_ payload: [UInt8], to destination: SocketAddress) throws {
+    try send(payload.span.bytes, to: destination)
+  }
+}
+
+extension VethPair {
+  /// A socket at the receiver's end.
+  func inbox(_ route: Guest.Route = .ipv4, _ keys: [TraitID] = []) throws -> UDPSocket {
+    try receiver.namespace.run {
+      let socket = try UDPSocket(route == .ipv4 ? .ipv4 : .ipv6)
+      try socket.bind(to: .any(route == .ipv4 ? .ipv4 : .ipv6, port: Guest.port))
+      try socket.setReceiveTimeout(.seconds(10))
+      try socket.setReceivedTraits(TraitMask(keys))
+      return socket
+    }
+  }
+
+  /// A socket at the sender's end.
+  func outbox(_ route: Guest.Route = .ipv4) throws -> UDPSocket {
+    try sender.namespace.run { try UDPSocket(route.family) }
+  }
+
+  func destination(_ route: Guest.Route = .ipv4) throws -> SocketAddress {
+    try receiver.address(route.family, port: Guest.port)
+  }
+}
+
+/// Two namespaces with a cable between them, for all tests of a suite: to make
+/// them takes longer than most tests.
+struct CableTrait: SuiteTrait, TestScoping {
+  @TaskLocal static var cable: VethPair?
+
+  func provideScope(
+    for test: Test, testCase: Test.Case?, performing function: () async throws -> Void
+  ) async throws {
+    let sending = try NetworkNamespace("sender")
+    defer { sending.remove() }
+    let receiving = try NetworkNamespace("receiver")
+    defer { receiving.remove() }
+    let cable = try VethPair(from: sending, to: receiving)
+    try await Self.$cable.withValue(cable) { try await function() }
+  }
+}
+
+extension SuiteTrait where Self == CableTrait {
+  static var cable: CableTrait { CableTrait() }
+}
+
+func suiteCable() throws -> VethPair {
+  try #require(CableTrait.cable, "the suite has no cable")
+}

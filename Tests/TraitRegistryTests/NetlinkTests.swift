@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: MIT
+
+import CLibMNL
+import CTraits
+import PacketTraits
+import SystemPackage
+import Testing
+
+@testable import TraitRegistry
+
+private func native<Number: FixedWidthInteger & BitwiseCopyable>(_ number: Number) -> [UInt8] {
+  withUnsafeBytes(of: number) { Array($0) }
+}
+
+private func attribute(_ type: Int, _ data: [UInt8], length: UInt16? = nil) -> [UInt8] {
+  let bytes = native(length ?? UInt16(4 + data.count)) + native(UInt16(type)) + data
+  return bytes + [UInt8](repeating: 0, count: netlinkAlign(bytes.count) - bytes.count)
+}
+
+private func keyAttributes(
+  id: [UInt8] = native(UInt32(7)), name: [UInt8] = Array("flow\0".utf8),
+  size: [UInt8] = native(UInt32(8)), flags: [UInt8] = native(UInt32(5))
+) -> [UInt8] {
+  attribute(Int(TRAITS_A_KEY_ID), id) + attribute(Int(TRAITS_A_KEY_NAME), name)
+    + attribute(Int(TRAITS_A_KEY_SIZE), size) + attribute(Int(TRAITS_A_KEY_FLAGS), flags)
+}
+
+@Suite("Netlink replies")
+struct NetlinkReplyTests {
+  @Test("about a key are read")
+  func key() throws {
+    let bytes = keyAttributes() + attribute(99, [1, 2, 3])
+    let key = try RegisteredKey(attributes: bytes.span.bytes)
+    #expect(key.id.rawValue == 7)
+    #expect(key.name == "flow")
+    #expect(key.size == .bytes8)
+    #expect(key.access == [.openRead, .crossesNetworkNamespaces])
+  }
+
+  static let wrongKeys: [(String, [UInt8])] = [
+    ("\"id\" of the kernel's reply has 8 bytes, not 4", keyAttributes(id: native(UInt64(7)))),
+    ("\"id\" of the kernel's reply has 0 bytes, not 4", keyAttributes(id: [])),
+    ("key 64", keyAttributes(id: native(UInt32(64)))),
+    ("\"name\" of the kernel's reply has 0 bytes", keyAttributes(name: [])),
+    ("\"name\" of the kernel's reply has 1 bytes", keyAttributes(name: [0])),
+    ("\"name\" of the kernel's reply has 33 bytes", keyAttributes(name: Array(repeating: 97, count: 32) + [0])),
+    ("\"name\" of the kernel's reply is no string", keyAttributes(name: Array("flow".utf8))),
+    ("\"name\" of the kernel's reply is no string", keyAttributes(name: [97, 0, 97, 0])),
+    ("\"name\" of the kernel's reply is no string", keyAttributes(name: [0xff, 0xfe, 0])),
+    ("\"size\" of the kernel's reply has 2 bytes, not 4", keyAttributes(size: [8, 0])),
+    ("size of 5, not 4, 8 or 16", keyAttributes(size: native(UInt32(5)))),
+    ("\"flags\" of the kernel's reply has 1 bytes, not 4", keyAttributes(flags: [5])),
+    ("no attribute \"id\"", attribute(Int(TRAITS_A_KEY_NAME), Array("flow\0".utf8))),
+    ("no attribute \"id\"", []),
+    ("3 bytes are left", keyAttributes() + [1, 2, 3]),
+    ("states a length of 3 bytes", keyAttributes() + attribute(9, [], length: 3)),
+    ("states a length of 9 bytes", keyAttributes() + attribute(9, [0, 0, 0, 0], length: 9)),
+  ]
+
+  @Test("about a key with a wrong attribute are refused, and it is named", arguments: wrongKeys)
+  func wrongKey(message: String, bytes: [UInt8]) {
+    let error = #expect(throws: TraitError.self) { try RegisteredKey(attributes: bytes.span.bytes) }
+    #expect(error?.code == .malformedReply)
+    #expect(error?.message.contains(message) == true, "\(String(describing: error))")
+  }
+
+  @Test("about statistics have numbers of 4 or 8 bytes")
+  func statistics() throws {
+    let bytes =
+      attribute(Int(TRAITS_A_STATS_SET), native(UInt64.max))
+      + attribute(Int(TRAITS_A_STATS_COPIED), native(UInt32(2)))
+      + attribute(Int(TRAITS_A_STATS_DISCARDED), native(UInt32.max))
+      + attribute(Int(TRAITS_A_STATS_SCRUBBED), native(UInt64(4)))
+    let statistics = try TraitStatistics(attributes: bytes.span.bytes)
+    #expect(
+      statistics
+        == TraitStatistics(set: .max, copied: 2, discarded: UInt64(UInt32.max), scrubbed: 4))
+
+    let wrong = attribute(Int(TRAITS_A_STATS_SET), [1, 2]) + bytes.dropFirst(12)
+    let error = #expect(throws: TraitError.self) {
+      try TraitStatistics(attributes: wrong.span.bytes)
+    }
+    #expect(error?.message == "the attribute \"set\" of the kernel's reply has 2 bytes, not 4 or 8")
+  }
+
+  @Test("are walked message by message")
+  func messages() throws {
+    let header = native(UInt32(17)) + native(UInt16(3)) + native(UInt16(5)) + native(UInt32(9)) + native(UInt32(11))
+    let bytes = header + [0xaa, 0, 0, 0] + header + [0xbb]
+    var position = 0
+    let first = try #require(try NetlinkMessage.next(in: bytes.span.bytes, at: &position))
+    #expect(first == NetlinkMessage(type: 3, flags: 5, sequence: 9, port: 11, payload: 16..<17))
+    let second = try #require(try NetlinkMessage.next(in: bytes.span.bytes, at: &position))
+    #expect(second.payload == 36..<37)
+    #expect(try NetlinkMessage.next(in: bytes.span.bytes, at: &position) == nil)
+  }
+
+  @Test("of random and damaged bytes never trap")
+  func hostile() {
+    var generator = SystemRandomNumberGenerator()
+    let valid =
+      native(UInt32(16 + 4 + keyAttributes().count)) + native(UInt16(30)) + native(UInt16(0))
+      + native(UInt32(1)) + native(UInt32(1)) + [3, 1, 0, 0] + keyAttributes()
+    var refusals = 0
+    for round in 0..<20_000 {
+      var bytes = valid
+      if round.isMultiple(of: 2) {
+        bytes = (0..<Int.random(in: 0..<100, using: &generator)).map { _ in
+          UInt8.random(in: 0...(Bool.random(using: &generator) ? 255 : 20), using: &generator)
+        }
+      } else {
+        for _ in 0..<Int.random(in: 1..<4, using: &generator) {
+          bytes[Int.random(in: 0..<bytes.count, using: &generator)] = UInt8.random(
+            in: .min ... .max, using: &generator)
+        }
+        bytes.removeLast(Int.random(in: 0..<8, using: &generator))
+      }
+      do {
+        try readAll(bytes.span.bytes)
+      } catch {
+        refusals += 1
+      }
+    }
+    #expect(refusals > 1000)
+  }
+
+  private func readAll(_ datagram: RawSpan) throws {
+    var position = 0
+    while let message = try NetlinkMessage.next(in: datagram, at: &position) {
+      let payload = datagram.extracting(message.payload)
+      _ = try? NetlinkAcknowledgement(payload, of: message)
+      var withText = message
+      withText.type = UInt16(NLMSG_ERROR)
+      withText.flags |= UInt16(NLM_F_ACK_TLVS)
+      _ = try? NetlinkAcknowledgement(payload, of: withText)
+      guard payload.byteCount >= 4 else { continue }
+      let attributes = payload.extracting(4..<payload.byteCount)
+      _ = try? TraitStatistics(attributes: attributes)
+      _ = try RegisteredKey(attributes: attributes)
+    }
+  }
+}
+
+@Suite("Netlink acknowledgements")
+struct NetlinkAcknowledgementTests {
+  private func message(_ flags: Int32, type: Int32 = NLMSG_ERROR) -> NetlinkMessage {
+    NetlinkMessage(type: UInt16(type), flags: UInt16(flags), sequence: 1, port: 1, payload: 16..<16)
+  }
+
+  private let request: [UInt8] = {
+    let request = GenericRequest(
+      command: Int(TRAITS_CMD_KEY_NEW),
+      attributes: [
+        .init(Int(TRAITS_A_KEY_NAME), "abc"), .init(Int(TRAITS_A_KEY_SIZE), 5),
+      ])
+    return request.message(family: 30, sequence: 1)
+  }()
+
+  private let extended =
+    attribute(Int(NLMSGERR_ATTR_MSG.rawValue), Array("a size is 4, 8 or 16\0".utf8))
+    + attribute(Int(NLMSGERR_ATTR_OFFS.rawValue), native(UInt32(28)))
+
+  @Test("say that all is well")
+  func success() throws {
+    let bytes = native(Int32(0)) + request.prefix(16)
+    let acknowledgement = try NetlinkAcknowledgement(bytes.span.bytes, of: message(0))
+    #expect(acknowledgement.error == nil)
+    #expect(acknowledgement.text == nil)
+  }
+
+  @Test("say what was wrong, whether they repeat the request or not", arguments: [true, false])
+  func text(isCapped: Bool) throws {
+    let bytes = native(Int32(-22)) + (isCapped ? request.prefix(16) : request[...]) + extended
+    let flags = NLM_F_ACK_TLVS | (isCapped ? NLM_F_CAPPED : 0)
+    let acknowledgement = try NetlinkAcknowledgement(bytes.span.bytes, of: message(flags))
+    #expect(acknowledgement.error == .invalidArgument)
+    #expect(acknowledgement.text == "a size is 4, 8 or 16")
+    let offset = try #require(acknowledgement.offset)
+    #expect(GenericRequest.attribute(at: offset, in: request) == UInt16(TRAITS_A_KEY_SIZE))
+  }
+
+  @Test("that end a dump have their text at once")
+  func done() throws {
+    let bytes = native(Int32(-1)) + extended
+    let acknowledgement = try NetlinkAcknowledgement(
+      bytes.span.bytes, of: message(NLM_F_ACK_TLVS | NLM_F_MULTI, type: NLMSG_DONE))
+    #expect(acknowledgement.error == .notPermitted)
+    #expect(acknowledgement.text == "a size is 4, 8 or 16")
+  }
+
+  @Test(
+    "that are malformed are refused",
+    arguments: [
+      [], [1, 2, 3], native(Int32(5)), native(Int32.min), native(Int32(-1)),
+      native(Int32(-1)) + native(UInt32.max) + [UInt8](repeating: 0, count: 12),
+      native(Int32(-1)) + native(UInt32(16)) + [UInt8](repeating: 0, count: 12) + [1],
+    ])
+  func malformed(bytes: [UInt8]) {
+    let error = #expect(throws: TraitError.self) {
+      try NetlinkAcknowledgement(bytes.span.bytes, of: message(NLM_F_ACK_TLVS))
+    }
+    #expect(error?.code == .malformedReply)
+  }
+
+  @Test(
+    "become errors with a code of their own",
+    arguments: [
+      (Errno.notPermitted, TraitError.Code.notPermitted), (.fileExists, .keyExists),
+      (.noSpace, .registryFull), (.invalidArgument, .invalidArgument),
+      (.outOfRange, .invalidArgument), (.noSuchFileOrDirectory, .noSuchKey),
+      (.noMemory, .systemCall),
+    ])
+  func codes(errno: Errno, code: TraitError.Code) {
+    let refusal = NetlinkRefusal(
+      error: errno, text: "as the kernel says", attribute: UInt16(TRAITS_A_KEY_NAME))
+    let error = TraitError(refusal, "key \"a\" cannot be registered")
+    #expect(error.code == code)
+    #expect(error.underlyingError == errno)
+    #expect(
+      error.message.hasPrefix("key \"a\" cannot be registered, because of its name: as the kernel says"))
+  }
+}
+
+@Suite("Netlink requests")
+struct NetlinkRequestTests {
+  @Test("are what they should be, attribute by attribute")
+  func layout() throws {
+    let request = GenericRequest(
+      command: Int(TRAITS_CMD_KEY_NEW), version: 1,
+      attributes: [.init(Int(TRAITS_A_KEY_NAME), "ab"), .init(Int(TRAITS_A_KEY_SIZE), 16)])
+    let bytes = request.message(family: 0x1e, sequence: 0x0102_0304)
+    var position = 0
+    let message = try #require(try NetlinkMessage.next(in: bytes.span.bytes, at: &position))
+    #expect(message.type == 0x1e)
+    #expect(message.flags == UInt16(NLM_F_REQUEST | NLM_F_ACK))
+    #expect(message.sequence == 0x0102_0304)
+    #expect(position == bytes.count)
+    #expect(Array(bytes[16..<20]) == [UInt8(TRAITS_CMD_KEY_NEW), 1, 0, 0])
+    #expect(Array(bytes[20...]) == attribute(2, [97, 98, 0]) + attribute(3, native(UInt32(16))))
+    #expect(GenericRequest.attribute(at: 20, in: bytes) == 2)
+    #expect(GenericRequest.attribute(at: 26, in: bytes) == 2)
+    #expect(GenericRequest.attribute(at: 28, in: bytes) == 3)
+    #expect(GenericRequest.attribute(at: 0, in: bytes) == nil)
+    #expect(GenericRequest.attribute(at: 99, in: bytes) == nil)
+  }
+
+  @Test("reach this kernel, one by one and as a dump")
+  func kernel() throws {
+    var socket = try GenericNetlinkSocket()
+    #expect(try socket.family(named: "nlctrl") == UInt16(GENL_ID_CTRL))
+    #expect(try socket.family(named: "no-such-family") == nil)
+    let families = try socket.exchange(
+      GenericRequest(command: Int(CTRL_CMD_GETFAMILY), isDump: true), family: UInt16(GENL_ID_CTRL)
+    ) { bytes throws(TraitError) in
+      try NetlinkAttributes(bytes).string(Int(CTRL_ATTR_FAMILY_NAME), "family-name", maximumLength: 15)
+    }
+    #expect(try families.get().contains("nlctrl"))
+
+    let refused = try socket.exchange(
+      GenericRequest(command: 200), family: UInt16(GENL_ID_CTRL)
+    ) { _ in }
+    let refusal = #expect(throws: NetlinkRefusal.self) { try refused.get() }
+    #expect(refusal?.error == .notSupported)
+  }
+
+  @Test("tell a kernel without packet traits")
+  func support() throws {
+    if try Traits.isSupportedByKernel() {
+      var registry = try RegistryConnection()
+      _ = try registry.keys()
+    } else {
+      do {
+        var registry = try RegistryConnection()
+        _ = try registry.keys()
+        Issue.record("there is a registry, but sockets know nothing of traits")
+      } catch {
+        #expect(error.code == .unsupportedKernel)
+        #expect(error.description == "this kernel has no packet traits")
+      }
+    }
+  }
+}
+
+@Suite("Names of keys")
+struct KeyNameTests {
+  @Test(
+    "may be 1 to 31 of a-z 0-9 . _ -",
+    arguments: ["a", "0", "-", ".", "_", "flow-id.v2_x", "abcdefghijklmnopqrstuvwxyz01234"])
+  func allowed(name: String) throws {
+    try KeyName.check(name)
+  }
+
+  @Test(
+    "are refused otherwise, with what is wrong",
+    arguments: [
+      ("", "the name is empty"), ("Flow", "F in it"), ("a b", "  in it"), ("a/b", "/ in it"),
+      ("\u{e9}", "\\u{00E9} in it"), ("a\n", "\\n in it"), ("a\0b", "\\0 in it"),
+      ("abcdefghijklmnopqrstuvwxyz012345", "32 characters"),
+    ])
+  func refused(name: String, message: String) {
+    let error = #expect(throws: TraitError.self) { try KeyName.check(name) }
+    #expect(error?.code == .invalidArgument)
+    #expect(error?.message.contains(message) == true, "\(String(describing: error))")
+    #expect(error?.message.hasSuffix("a name is 1 to 31 of a-z, 0-9, '.', '_' and '-'") == true)
+  }
+
+  @Test("with a size other than the type's are refused")
+  func typed() throws {
+    let key = RegisteredKey(
+      id: try #require(TraitID(rawValue: 3)), name: "flow", size: .bytes8, access: [])
+    #expect(try key.typed(as: UInt64.self).id == key.id)
+    let error = #expect(throws: TraitError.self) { try key.typed(as: UInt32.self) }
+    #expect(error?.code == .sizeMismatch)
+    #expect(error?.message == "key \"flow\" is registered with a size of 8 bytes, not the 4 of UInt32")
+  }
+}

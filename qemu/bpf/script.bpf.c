@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Does to a UDP datagram what a test has written down, step by step, and notes
+ * what came of each. As the script is read-only, the verifier knows it and
+ * follows no other path than the one that is run.
+ */
+#include "traits.h"
+
+#define SCRIPT_STEPS 64
+
+enum script_operation {
+	SCRIPT_END,
+	SCRIPT_SET,
+	SCRIPT_GET,
+	SCRIPT_DEL,
+	SCRIPT_ADJUST_HEAD,
+	SCRIPT_ADJUST_META,
+	SCRIPT_WRITE_META,
+	SCRIPT_READ_META,
+};
+
+struct script_step {
+	__u32 operation;
+	__u32 key;
+	__u32 size;		/* of the value, 0 .. 32 */
+	__s32 delta;		/* for the helpers that move where data begins */
+	__u64 flags;
+	__u8 value[16];		/* to be written */
+};
+
+struct script_result {
+	__s32 status;
+	__u32 reserved;
+	__u8 value[16];		/* what was read */
+};
+
+/* Set before the program is loaded */
+const volatile struct script {
+	__u32 port;		/* destination, in host byte order */
+	__u32 action;		/* what the program returns */
+	__u32 interface;	/* where XDP_REDIRECT goes */
+	__u32 reserved;
+	struct script_step steps[SCRIPT_STEPS];
+} script SEC(".rodata.script") = {};
+
+/* Of the last datagram */
+struct script_results {
+	__u64 runs;		/* datagrams so far */
+	struct script_result steps[SCRIPT_STEPS];
+} results SEC(".data.results") = {};
+
+static __always_inline int write_meta(struct xdp_md *xdp, const __u8 *value)
+{
+	__u64 *meta = (void *)(long)xdp->data_meta;
+
+	if ((void *)(meta + 1) > (void *)(long)xdp->data)
+		return -1;
+	__builtin_memcpy(meta, value, sizeof(*meta));
+	return 0;
+}
+
+static __always_inline int read_meta(struct xdp_md *xdp, __u8 *value)
+{
+	__u64 *meta = (void *)(long)xdp->data_meta;
+
+	if ((void *)(meta + 1) > (void *)(long)xdp->data)
+		return -1;
+	__builtin_memcpy(value, meta, sizeof(*meta));
+	return sizeof(*meta);
+}
+
+SEC("xdp")
+int script_run(struct xdp_md *xdp)
+{
+	__u32 sequence, i, j;
+
+	if (!is_datagram(xdp, script.port, &sequence))
+		return XDP_PASS;
+
+	for (i = 0; i < SCRIPT_STEPS; i++) {
+		const volatile struct script_step *step = &script.steps[i];
+		__u32 operation = step->operation;
+		__u32 key = step->key;
+		__u32 size = step->size;
+		__u64 flags = step->flags;
+		__u8 value[32] = {};
+		int status = 0;
+
+		if (operation == SCRIPT_END || size > sizeof(value))
+			break;
+		for (j = 0; j < 16; j++)
+			value[j] = step->value[j];
+
+		if (operation == SCRIPT_SET)
+			status = bpf_xdp_trait_set(xdp, key, value, size, flags);
+		else if (operation == SCRIPT_GET)
+			status = bpf_xdp_trait_get(xdp, key, value, size, flags);
+		else if (operation == SCRIPT_DEL)
+			status = bpf_xdp_trait_del(xdp, key, flags);
+		else if (operation == SCRIPT_ADJUST_HEAD)
+			status = bpf_xdp_adjust_head(xdp, step->delta);
+		else if (operation == SCRIPT_ADJUST_META)
+			status = bpf_xdp_adjust_meta(xdp, step->delta);
+		else if (operation == SCRIPT_WRITE_META)
+			status = write_meta(xdp, value);
+		else if (operation == SCRIPT_READ_META)
+			status = read_meta(xdp, value);
+
+		results.steps[i].status = status;
+		for (j = 0; j < 16; j++)
+			results.steps[i].value[j] = value[j];
+	}
+	__sync_fetch_and_add(&results.runs, 1);
+
+	if (script.action == XDP_REDIRECT)
+		return bpf_redirect(script.interface, 0);
+	return script.action;
+}
+
+char _license[] SEC("license") = "GPL";

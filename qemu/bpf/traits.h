@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What programs here have in common: the kernel's functions for traits, and
+ * the search for UDP datagrams.
+ */
+#ifndef TRAITS_BPF_H
+#define TRAITS_BPF_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+extern int bpf_xdp_trait_set(struct xdp_md *xdp, __u32 key, const void *value,
+			     __u32 value__sz, __u64 flags) __ksym;
+extern int bpf_xdp_trait_get(struct xdp_md *xdp, __u32 key, void *value,
+			     __u32 value__sz, __u64 flags) __ksym;
+extern int bpf_xdp_trait_del(struct xdp_md *xdp, __u32 key, __u64 flags) __ksym;
+
+/* More fragments, or an offset: only the first fragment has the UDP header */
+#define IPV4_FRAGMENT 0x3fff
+
+/*
+ * Is this a UDP datagram for the port? Then *sequence is the number that its
+ * payload begins with, 4 bytes in network byte order.
+ */
+static __always_inline int is_datagram(struct xdp_md *xdp, __u32 port,
+				       __u32 *sequence)
+{
+	void *data = (void *)(long)xdp->data;
+	void *end = (void *)(long)xdp->data_end;
+	struct ethhdr *ethernet = data;
+	struct udphdr *udp;
+	__be32 *number;
+
+	if ((void *)(ethernet + 1) > end)
+		return 0;
+
+	if (ethernet->h_proto == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = (void *)(ethernet + 1);
+
+		if ((void *)(ip + 1) > end || ip->ihl < 5 ||
+		    ip->protocol != IPPROTO_UDP ||
+		    ip->frag_off & bpf_htons(IPV4_FRAGMENT))
+			return 0;
+		udp = (void *)ip + ip->ihl * 4;
+	} else if (ethernet->h_proto == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = (void *)(ethernet + 1);
+
+		if ((void *)(ip + 1) > end || ip->nexthdr != IPPROTO_UDP)
+			return 0;
+		udp = (void *)(ip + 1);
+	} else {
+		return 0;
+	}
+
+	number = (void *)(udp + 1);
+	if ((void *)(number + 1) > end || udp->dest != bpf_htons(port))
+		return 0;
+
+	*sequence = bpf_ntohl(*number);
+	return 1;
+}
+
+#endif /* TRAITS_BPF_H */

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+#define _GNU_SOURCE
+#include "CNetworkLab.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/if_ether.h>
+#include <netpacket/packet.h>
+#include <sched.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int lab_enter_network_namespace(int descriptor)
+{
+	return setns(descriptor, CLONE_NEWNET) ? errno : 0;
+}
+
+int lab_drop_thread_privilege(unsigned int user)
+{
+	/* glibc's own functions would change all threads. To leave user 0
+	 * clears the thread's capabilities.
+	 */
+	return syscall(SYS_setresuid, user, user, user) ? errno : 0;
+}
+
+int lab_open_tap(void)
+{
+	int tap = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ALL));
+
+	return tap < 0 ? -errno : tap;
+}
+
+int lab_send_frame(unsigned int interface, const void *frame, size_t length)
+{
+	struct sockaddr_ll to = {
+		.sll_family = AF_PACKET,
+		.sll_ifindex = interface,
+	};
+	/* Of no protocol: it receives nothing, and is no tap */
+	int out = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+	int err = 0;
+
+	if (out < 0)
+		return errno;
+	if (sendto(out, frame, length, 0, (struct sockaddr *)&to, sizeof(to)) < 0)
+		err = errno;
+	close(out);
+	return err;
+}

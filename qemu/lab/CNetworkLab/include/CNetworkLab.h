@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * System calls that Swift's Glibc module lacks, or that glibc turns into calls
+ * for all threads.
+ */
+#ifndef CNETWORKLAB_H
+#define CNETWORKLAB_H
+
+#include <stddef.h>
+
+/* Moves this thread to a network namespace. 0 or an errno value */
+int lab_enter_network_namespace(int descriptor);
+
+/* Makes this thread, and no other one, a user without privilege, for good.
+ * 0 or an errno value
+ */
+int lab_drop_thread_privilege(unsigned int user);
+
+/* Opens a socket that sees every packet of this network namespace: its
+ * descriptor, or a negative errno value
+ */
+int lab_open_tap(void);
+
+/* Hands a frame, from its Ethernet header on, to an interface of this network
+ * namespace as if the machine itself had sent it. 0 or an errno value
+ */
+int lab_send_frame(unsigned int interface, const void *frame, size_t length);
+
+#endif /* CNETWORKLAB_H */
