@@ -28,13 +28,6 @@ ensure_virtme() {
 	touch "$venv.ready"
 }
 
-# end_guest PID: virtme-ng and QEMU, which share a process group of their own
-end_guest() {
-	kill -TERM -- "-$1" 2>/dev/null || return 0
-	sleep 1
-	kill -KILL -- "-$1" 2>/dev/null || true
-}
-
 # run_virtme DIRECTORY LIMIT ARGUMENTS...: one boot, in which guest/enter runs
 # DIRECTORY/command; DIRECTORY is where the guest writes. Returns 124 at the limit;
 # whatever else it returns says nothing, the guest's status is in a file.
@@ -50,10 +43,10 @@ run_virtme() {
 		--verbose --append oops=panic --rwdir "$directory" "$@" \
 		--exec "$(printf 'bash %q %q' "$ROOT/qemu/guest/enter" "$directory")" \
 		</dev/null >"$directory/virtme-ng.log" 2> >(exec cat >>"$directory/console.log") 9>&- &
-	GUEST_PID=$!
-	wait $GUEST_PID || status=$?
-	end_guest $GUEST_PID
-	GUEST_PID=
+	CHILD_GROUP=$!
+	wait $CHILD_GROUP || status=$?
+	end_group $CHILD_GROUP
+	CHILD_GROUP=
 	return $status
 }
 

@@ -19,7 +19,10 @@ BUILD_SPACE_MB=3000
 kernel_make() {
 	local flavour=$1
 	shift
-	KBUILD_BUILD_USER=packet-traits KBUILD_BUILD_HOST=localhost \
+	# In the background it is a process group, which can be ended as a whole
+	local -a replace=()
+	[ "$BASHPID" = $$ ] || replace=(exec setsid)
+	"${replace[@]}" env KBUILD_BUILD_USER=packet-traits KBUILD_BUILD_HOST=localhost \
 		KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' \
 		make -C "$CACHE/tree/$flavour" O="$CACHE/build/$flavour" ARCH=x86_64 LOCALVERSION= \
 		-j "$(nproc)" "$@"
@@ -142,8 +145,10 @@ ensure_kernel() {
 	touch "$build.begun"
 	kernel_make "$flavour" bzImage >"$log" 2>&1 </dev/null &
 	pid=$!
+	CHILD_GROUP=$pid
 	watch_build "$flavour" $pid &
 	wait $pid || status=$?
+	CHILD_GROUP=
 	wait
 	if [ $status -ne 0 ]; then
 		explain_full_disk "$log"

@@ -10,8 +10,9 @@ swift_build() {
 	local log=$CACHE/log/swift.log pid status=0 next=$((SECONDS + 20))
 	step "package: building $1"
 	shift
-	swift build --package-path "$ROOT" "$@" >"$log" 2>&1 </dev/null 9>&- &
+	setsid swift build --package-path "$ROOT" "$@" >"$log" 2>&1 </dev/null 9>&- &
 	pid=$!
+	CHILD_GROUP=$pid
 	while kill -0 $pid 2>/dev/null; do
 		sleep 0.5
 		[ $SECONDS -ge $next ] || continue
@@ -19,6 +20,7 @@ swift_build() {
 		detail "$(clock) package: $(tail -c 400 "$log" | tr '\r' '\n' | sed '/^$/d' | tail -n 1 | cut -c 1-90)"
 	done
 	wait $pid || status=$?
+	CHILD_GROUP=
 	[ $status -eq 0 ] && return 0
 	explain_full_disk "$log"
 	{ grep -E 'error:' "$log" || tail -n 15 "$log"; } | head -n 20 | quoted || true

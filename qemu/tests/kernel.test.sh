@@ -77,11 +77,13 @@ test_an_interrupted_build_goes_on() {
 		[ ! -e "$CACHE/build/unpatched/dev.o" ] || break
 		sleep 0.1
 	done
-	# Also make and what it runs, as a terminal's Control-C or a lost session would
-	kill -TERM -- -$pid
+	kill -TERM $pid
 	wait $pid || status=$?
 	cat "$WORK/output"
 	same 143 $status
+	# Nothing goes on in the background
+	sleep 1.5
+	same '' "$(pgrep -a -g $pid)"
 	grep -q 'ended from outside during: kernel: building' "$WORK/output"
 	[ ! -e "$CACHE/build/unpatched.stamp" ]
 	rm "$CACHE/build/slow"
