@@ -28,7 +28,7 @@ enum GuestCondition {
   .enabled(
     if: GuestCondition.isAsked || GuestCondition.isEquipped,
     "it takes root, and PACKET_TRAITS_BPF must be the directory of the compiled BPF programs"),
-  .timeLimit(.minutes(5)))
+  .timeLimit(.minutes(10)))
 enum Guest {}
 
 extension Guest {
@@ -160,4 +160,10 @@ extension SuiteTrait where Self == CableTrait {
 
 func suiteCable() throws -> VethPair {
   try #require(CableTrait.cable, "the suite has no cable")
+}
+
+extension Traits {
+  mutating func setBytes(_ bytes: [UInt8], for id: TraitID) throws {
+    try setBytes(bytes.span.bytes, for: id)
+  }
 }

@@ -121,7 +121,8 @@ struct TraitsTests {
     #expect(traits[TraitKey<UInt128>(id(62))] == UInt128(1) << 100 | 7)
     #expect(traits[TraitKey<Int128>(id(63))] == -9)
     #expect(traits[TraitKey<UInt32>(id(10))] == nil)
-    #expect(traits.map { $0.value(as: UInt32.self) } == [0x1234_5678, UInt32(bitPattern: -5), nil, nil, nil, nil])
+    #expect(
+      traits.map { $0.value(as: UInt32.self) } == [0x1234_5678, UInt32(bitPattern: -5), nil, nil, nil, nil])
   }
 
   @Test("hold numbers in native byte order, bytes in theirs")

@@ -241,7 +241,10 @@ struct SocketAddressTests {
 
   @Test(
     "that are none are refused",
-    arguments: ["", "localhost", "1.2.3", "1.2.3.4.5", "256.1.1.1", "::1::", "fe80::1%", "fe80::1%nosuchif", "1.2.3.4%1"])
+    arguments: [
+      "", "localhost", "1.2.3", "1.2.3.4.5", "256.1.1.1", "::1::", "fe80::1%", "fe80::1%nosuchif",
+      "1.2.3.4%1",
+    ])
   func refused(host: String) {
     #expect(SocketAddress(host, port: 1) == nil)
   }

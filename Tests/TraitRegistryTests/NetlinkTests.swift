@@ -43,7 +43,10 @@ struct NetlinkReplyTests {
     ("key 64", keyAttributes(id: native(UInt32(64)))),
     ("\"name\" of the kernel's reply has 0 bytes", keyAttributes(name: [])),
     ("\"name\" of the kernel's reply has 1 bytes", keyAttributes(name: [0])),
-    ("\"name\" of the kernel's reply has 33 bytes", keyAttributes(name: Array(repeating: 97, count: 32) + [0])),
+    (
+      "\"name\" of the kernel's reply has 33 bytes",
+      keyAttributes(name: Array(repeating: 97, count: 32) + [0])
+    ),
     ("\"name\" of the kernel's reply is no string", keyAttributes(name: Array("flow".utf8))),
     ("\"name\" of the kernel's reply is no string", keyAttributes(name: [97, 0, 97, 0])),
     ("\"name\" of the kernel's reply is no string", keyAttributes(name: [0xff, 0xfe, 0])),
@@ -85,7 +88,8 @@ struct NetlinkReplyTests {
 
   @Test("are walked message by message")
   func messages() throws {
-    let header = native(UInt32(17)) + native(UInt16(3)) + native(UInt16(5)) + native(UInt32(9)) + native(UInt32(11))
+    let header =
+      native(UInt32(17)) + native(UInt16(3)) + native(UInt16(5)) + native(UInt32(9)) + native(UInt32(11))
     let bytes = header + [0xaa, 0, 0, 0] + header + [0xbb]
     var position = 0
     let first = try #require(try NetlinkMessage.next(in: bytes.span.bytes, at: &position))

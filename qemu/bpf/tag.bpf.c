@@ -22,7 +22,7 @@ struct tag_counts {
 
 static __always_inline int has_trait(struct xdp_md *xdp, __u32 key)
 {
-	__u8 value[16];
+	__u8 value[16] = {};
 
 	return key < 64 && bpf_xdp_trait_get(xdp, key, value, sizeof(value), 0) > 0;
 }

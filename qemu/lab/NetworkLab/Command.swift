@@ -89,6 +89,13 @@ public final class Command {
     return (ends[0], ends[1])
   }
 
+  /// Whether the program has ended, or will without anybody's help: it has
+  /// closed its output.
+  public func hasFinished() throws -> Bool {
+    var waiting = pollfd(fd: output, events: 0, revents: 0)
+    return poll(&waiting, 1, 0) > 0 && Int32(waiting.revents) & POLLHUP != 0
+  }
+
   /// Waits for the program's end.
   ///
   /// - Parameter limit: Seconds after which it is killed.
