@@ -79,3 +79,10 @@ need_space() {
 		fail "not enough room in $1: $3 needs $2 MB, $free MB are free" \
 			"Free some space, or put the cache on another disk with PACKET_TRAITS_CACHE=DIR."
 }
+
+# end_group LEADER: a process group, politely first
+end_group() {
+	kill -TERM -- "-$1" 2>/dev/null || return 0
+	sleep 1
+	kill -KILL -- "-$1" 2>/dev/null || true
+}
