@@ -220,10 +220,13 @@ extension Guest {
         try tag.program.attach(to: cable.receiver)
         let inbox = try cable.inbox(route, ids)
         let outbox = try cable.outbox(route)
+        // An IPv4 datagram has a type of service, on an IPv6 socket too.
         let options: [(Int32, Int32)] =
-          route == .ipv4
-          ? [(Int32(IPPROTO_IP), IP_PKTINFO), (Int32(IPPROTO_IP), IP_RECVTOS)]
-          : [(Int32(IPPROTO_IPV6), IPV6_RECVPKTINFO), (Int32(IPPROTO_IPV6), IPV6_RECVTCLASS)]
+          switch route {
+          case .ipv4: [(Int32(IPPROTO_IP), IP_PKTINFO), (Int32(IPPROTO_IP), IP_RECVTOS)]
+          case .ipv6: [(Int32(IPPROTO_IPV6), IPV6_RECVPKTINFO), (Int32(IPPROTO_IPV6), IPV6_RECVTCLASS)]
+          case .mapped: [(Int32(IPPROTO_IPV6), IPV6_RECVPKTINFO), (Int32(IPPROTO_IP), IP_RECVTOS)]
+          }
         for (level, name) in options {
           var on: Int32 = 1
           try #require(setsockopt(inbox.fileDescriptor.rawValue, level, name, &on, 4) == 0)
