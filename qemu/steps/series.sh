@@ -333,11 +333,51 @@ patch_check() {
 	step "series: $count patches are clean, and each builds what it touches"
 }
 
+# skbuff_layout FLAVOUR: what pahole says of struct sk_buff, as distributions
+# configure it
+skbuff_layout() {
+	local flavour=$1 tree=$CACHE/tree/$1 build=$CACHE/build/sizes-$1 log=$CACHE/log/sizes-$1.log unmet
+	local -a fragments=("$CONFIG_DIRECTORY"/{machine,network,bpf,distribution}.config)
+	[ "$flavour" = unpatched ] || fragments+=("$CONFIG_DIRECTORY/traits.config")
+	mkdir -p "$build"
+	logged "$log" make -C "$tree" O="$build" ARCH=x86_64 tinyconfig
+	ARCH=x86_64 logged "$log" "$tree/scripts/kconfig/merge_config.sh" -m -O "$build" "$build/.config" "${fragments[@]}"
+	logged "$log" make -C "$tree" O="$build" ARCH=x86_64 olddefconfig
+	unmet=$(unmet_symbols "$build/.config" "$CONFIG_DIRECTORY/distribution.config")
+	[ -z "$unmet" ] || fail "the configuration for comparing sizes is not what qemu/config asks for:" "$unmet"
+	logged "$log" make -C "$tree" O="$build" ARCH=x86_64 -j "$(nproc)" net/core/skbuff.o
+	pahole -C sk_buff "$build/net/core/skbuff.o"
+}
+
+# patch_sizes: struct sk_buff must not grow, in no configuration
+patch_sizes() {
+	local flavour
+	local -A size
+	[ $# -eq 0 ] || usage_error "patch sizes: what is '$1'?" patch
+	open_cache
+	need_series
+	install_packages
+	lock_cache
+	ensure_source
+	switch_tree unpatched "$SOURCE_TAG"
+	ensure_patched
+	for flavour in unpatched patched; do
+		step "series: struct sk_buff of the $flavour kernel, configured like a distribution's"
+		size[$flavour]=$(skbuff_layout $flavour | sed -n 's|.*/\* size: \([0-9]*\),.*|\1|p' | tail -n 1)
+		detail "${size[$flavour]} bytes"
+	done
+	if [ "${size[patched]}" != "${size[unpatched]}" ]; then
+		fail "struct sk_buff has ${size[patched]} bytes with the series, ${size[unpatched]} without"
+	fi
+	step "series: struct sk_buff has ${size[patched]} bytes, with the series and without"
+}
+
 help_patch() {
 	cat <<-E
 	Usage: qemu/vm patch apply [--force]
 	       qemu/vm patch export [--signoff] [--from TREE --base REF [--branch REF]]
 	       qemu/vm patch check
+	       qemu/vm patch sizes
 
 	apply   applies ${SERIES_DIRECTORY#"$ROOT"/}/*.patch with 'git am'; the result is the branch
 	        packet-traits in the cache's tree/patched. What is applied already stays as it is.
@@ -347,19 +387,21 @@ help_patch() {
 	        not written. --signoff adds the Signed-off-by of whoever runs it.
 	check   runs scripts/checkpatch.pl --strict on each patch (without the missing sign-off), and
 	        builds the files that each patch touches on the tree of that patch.
+	sizes   compares struct sk_buff with and without the series, configured as distributions do.
 
 	The cache: $CACHE
 	E
 }
 
 command_patch() {
-	[ $# -gt 0 ] || usage_error "patch: apply, export or check?" patch
+	[ $# -gt 0 ] || usage_error "patch: apply, export, check or sizes?" patch
 	local what=$1
 	shift
 	case $what in
 	apply) patch_apply "$@" ;;
 	export) patch_export "$@" ;;
 	check) patch_check "$@" ;;
+	sizes) patch_sizes "$@" ;;
 	*) usage_error "patch: what is '$what'?" patch ;;
 	esac
 }
