@@ -79,10 +79,13 @@ suite_kunit() {
 	[ -e "$build/vmlinux" ] || need_space "$CACHE" 1200 "the build of User Mode Linux"
 	step "kunit: building User Mode Linux and running its suites (log: $directory/output.log)"
 	mkdir -p "$build"
-	(cd "$CACHE/tree/patched" && timeout --kill-after=5 $KUNIT_LIMIT \
+	(cd "$CACHE/tree/patched" && exec setsid timeout --kill-after=5 $KUNIT_LIMIT \
 		tools/testing/kunit/kunit.py run --arch um --build_dir "$build" --jobs "$(nproc)" \
 		--kunitconfig "$CONFIG_DIRECTORY/kunit.config" --json="$directory/kunit.json" 'traits*') \
-		>"$directory/output.log" 2>&1 </dev/null || status=$?
+		>"$directory/output.log" 2>&1 </dev/null 9>&- &
+	CHILD_GROUP=$!
+	wait $CHILD_GROUP || status=$?
+	CHILD_GROUP=
 	if [ ! -s "$directory/kunit.json" ]; then
 		explain_full_disk "$directory/output.log"
 		tail -n 15 "$directory/output.log" | quoted
