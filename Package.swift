@@ -42,8 +42,9 @@ let package = Package(
       ],
       swiftSettings: strict),
 
-    // Network namespaces, veth pairs and XDP programs, for the demo and the
-    // guest suites. Not a product: it needs root and a machine to spare.
+    // Network namespaces, veth pairs, XDP programs, commands and threads, for
+    // the demo and the tests. Not a product: most of it needs root and a
+    // machine to spare.
     .target(name: "CNetworkLab", path: "qemu/lab/CNetworkLab"),
     .target(
       name: "NetworkLab",
@@ -56,17 +57,28 @@ let package = Package(
       path: "qemu/demo",
       swiftSettings: strict),
 
+    // Random numbers for tests, the same for the same seed.
+    .target(name: "SeededRandom", path: "Tests/SeededRandom", swiftSettings: strict),
+
     .testTarget(name: "CTraitsTests", dependencies: ["CTraits"], swiftSettings: strict),
     .testTarget(
-      name: "PacketTraitsTests", dependencies: ["CTraits", "PacketTraits", system],
+      name: "PacketTraitsTests",
+      dependencies: ["CTraits", "NetworkLab", "PacketTraits", "SeededRandom", system],
       swiftSettings: strict),
     .testTarget(
       name: "TraitRegistryTests",
-      dependencies: ["CTraits", "CLibMNL", "PacketTraits", "TraitRegistry", system],
+      dependencies: [
+        "CTraits", "CLibMNL", "PacketTraits", "SeededRandom", "TraitRegistry", system,
+      ],
       swiftSettings: strict),
     .testTarget(
+      name: "NetworkLabTests", dependencies: ["NetworkLab"], swiftSettings: strict),
+    .testTarget(
       name: "TraitctlTests",
-      dependencies: ["NetworkLab", "PacketTraits", "traitctl", "traits-demo", system],
+      dependencies: [
+        "NetworkLab", "PacketTraits", "TraitRegistry", "traitctl", "traits-demo", system,
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "GuestTests",

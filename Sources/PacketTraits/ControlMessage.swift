@@ -1,35 +1,78 @@
 // SPDX-License-Identifier: MIT
 
 internal import CTraits
+internal import Glibc
 
 /// One control message in the control data that `recvmsg()` wrote.
 ///
-/// The C macros for this (`CMSG_NXTHDR` and its kin) trust the length that a
+/// The C macros for this (`CMSG_NXTHDR` and its kin, cmsg(3)) trust the length that a
 /// message states; this does not, whatever the bytes are.
 public struct ControlMessage: Hashable, Sendable {
-  /// The protocol that the message is of, as `SOL_SOCKET` or `IPPROTO_IP`.
+  /// The protocol that a message is of.
+  public struct Level: RawRepresentable, Hashable, Sendable {
+    public let rawValue: Int32
+
+    public init(rawValue: Int32) { self.rawValue = rawValue }
+
+    /// Messages of sockets of every kind.
+    ///
+    /// The corresponding C constant is `SOL_SOCKET`.
+    public static var socket: Level { Level(rawValue: SOL_SOCKET) }
+
+    /// Messages of IP version 4.
+    ///
+    /// The corresponding C constant is `IPPROTO_IP`.
+    public static var ipv4: Level { Level(rawValue: Int32(IPPROTO_IP)) }
+
+    /// Messages of IP version 6.
+    ///
+    /// The corresponding C constant is `IPPROTO_IPV6`.
+    public static var ipv6: Level { Level(rawValue: Int32(IPPROTO_IPV6)) }
+
+    /// Messages of packet traits.
+    ///
+    /// The corresponding C constant is `SOL_TRAITS`.
+    public static var traits: Level { Level(rawValue: SOL_TRAITS) }
+  }
+
+  /// What a message is about, a number of its level's.
+  public struct MessageType: RawRepresentable, Hashable, Sendable {
+    public let rawValue: Int32
+
+    public init(rawValue: Int32) { self.rawValue = rawValue }
+
+    /// At level ``Level/traits``: an array of records, as
+    /// ``Traits/init(records:)`` reads them.
+    ///
+    /// The corresponding C constant is `SCM_TRAITS`.
+    public static var traits: MessageType { MessageType(rawValue: SCM_TRAITS) }
+  }
+
+  /// The protocol that the message is of.
   ///
   /// The corresponding C field is `cmsg_level`.
-  public let level: Int32
+  public let level: Level
 
-  /// The kind of message within its level.
+  /// What the message is about.
   ///
   /// The corresponding C field is `cmsg_type`.
-  public let type: Int32
+  public let type: MessageType
 
   /// Where the message's data is, in bytes from the start of the control data.
-  public let data: Range<Int>
+  public let dataRange: Range<Int>
 
   /// Whether this message holds traits: an array of records for
   /// ``Traits/init(records:)``.
   ///
   /// The corresponding C constants are `SOL_TRAITS` and `SCM_TRAITS`.
   public var isTraits: Bool {
-    level == SOL_TRAITS && type == SCM_TRAITS
+    level == .traits && type == .traits
   }
 
-  /// All messages in `control`, which may be at any address.
+  /// All messages in `control`, in their order.
   ///
+  /// - Parameter control: As many bytes as ``ReceivedMessage/controlLength``
+  ///   says, at any address.
   /// - Throws: ``TraitError/Code/malformedControlData`` if a message is
   ///   shorter than its header or longer than what is left.
   public static func all(in control: RawSpan) throws(TraitError) -> [ControlMessage] {
@@ -73,7 +116,9 @@ public struct ControlMessage: Hashable, Sendable {
 
     // No overflow: the length is at most what is left.
     position = min(start + ctraits_cmsg_align(Int(length)), control.byteCount)
-    return ControlMessage(level: level, type: type, data: start + header..<start + Int(length))
+    return ControlMessage(
+      level: Level(rawValue: level), type: MessageType(rawValue: type),
+      dataRange: start + header..<start + Int(length))
   }
 }
 
@@ -97,7 +142,7 @@ extension Traits {
       guard found == nil else {
         throw TraitError(.malformedControlData, "two control messages hold traits")
       }
-      found = try Traits(records: control.extracting(message.data))
+      found = try Traits(records: control.extracting(message.dataRange))
     }
     return found
   }

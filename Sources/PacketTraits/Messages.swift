@@ -4,7 +4,8 @@ internal import CTraits
 internal import Glibc
 public import SystemPackage
 
-/// Flags of `recvmsg()`, those that are asked for and those that come back.
+/// Flags of `recvmsg()` (recv(2)), those that are asked for and those that come
+/// back.
 public struct MessageFlags: OptionSet, Hashable, Sendable {
   public let rawValue: Int32
 
@@ -20,8 +21,11 @@ public struct MessageFlags: OptionSet, Hashable, Sendable {
   /// The corresponding C constant is `MSG_DONTWAIT`.
   public static var doNotWait: MessageFlags { MessageFlags(rawValue: Int32(MSG_DONTWAIT)) }
 
-  /// The datagram is longer than the room for its payload. When asked for, the
-  /// length that is returned is that of the whole datagram.
+  /// The message is longer than the room for its payload. When asked for, the
+  /// length that is returned is that of the whole message.
+  ///
+  /// To ask for it is for datagrams: on a TCP socket it throws away the bytes
+  /// that it counts (tcp(7)).
   ///
   /// The corresponding C constant is `MSG_TRUNC`.
   public static var truncated: MessageFlags { MessageFlags(rawValue: Int32(MSG_TRUNC)) }
@@ -36,23 +40,29 @@ public struct MessageFlags: OptionSet, Hashable, Sendable {
 
 /// What one `recvmsg()` gave, control data still in raw form.
 public struct ReceivedMessage: Sendable {
-  /// How many bytes were received; with ``MessageFlags/truncated`` asked for,
-  /// how many the datagram has.
+  /// How many bytes of the buffer for the payload were written, at most as many
+  /// as it has.
   public let length: Int
+
+  /// What `recvmsg()` returned: ``length``, or more bytes than that if
+  /// ``MessageFlags/truncated`` was asked for and the message is longer than
+  /// the buffer.
+  public let messageLength: Int
 
   /// How many bytes of control data were written.
   public let controlLength: Int
 
   /// Where the message came from; nil if not from an IPv4 or IPv6 address.
-  public let source: SocketAddress?
+  public let source: InternetAddress?
 
-  /// The flags that came back.
+  /// The flags that came back; none if there is nothing to be told.
   public let flags: MessageFlags
 }
 
 /// A datagram and its traits.
 public struct ReceivedDatagram: Sendable {
-  /// How many bytes of payload were written to the caller's buffer.
+  /// How many bytes of payload were written to the caller's buffer, at most as
+  /// many as it has.
   public let length: Int
 
   /// How many bytes of payload the datagram has: more than ``length`` if the
@@ -60,7 +70,7 @@ public struct ReceivedDatagram: Sendable {
   public let datagramLength: Int
 
   /// Where the datagram came from; nil if not from an IPv4 or IPv6 address.
-  public let source: SocketAddress?
+  public let source: InternetAddress?
 
   /// Those of the keys asked for that the datagram has.
   public let traits: Traits
@@ -115,20 +125,25 @@ extension FileDescriptor {
 
   /// Receives a message, its control data in raw form.
   ///
-  /// This is the layer beneath ``receiveDatagram(into:flags:)``, for programs
-  /// that want control messages of other kinds, too: see
-  /// ``ControlMessage/all(in:)`` and ``Traits/init(controlMessages:)``.
+  /// This is the layer beneath ``UDPSocket/receive(into:flags:)``, for programs
+  /// that want control messages of other kinds, too, or do not own the socket:
+  /// see ``ControlMessage/all(in:)`` and ``Traits/init(controlMessages:)``.
   ///
   /// The corresponding C function is `recvmsg`. Descriptors that come along
   /// (`SCM_RIGHTS`) are close-on-exec.
   ///
   /// - Parameters:
   ///   - payload: Where the message goes.
-  ///   - control: Where control data goes, at any address. Traits take
-  ///     16 bytes and 24 for each key.
+  ///   - control: Where control data goes, at any address. The traits of a
+  ///     packet take 16 bytes and 24 for each of them, 1168 bytes at most.
   ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``,
   ///     ``MessageFlags/truncated``, or none.
-  ///   - retryOnInterrupt: Whether to try again if a signal came.
+  ///   - retryOnInterrupt: Whether to go on waiting if a signal came, though
+  ///     no longer than the socket's time-out (`SO_RCVTIMEO`), which counts
+  ///     from the call.
+  /// - Throws: `EAGAIN` if nothing came within the socket's time-out, or at all
+  ///   without waiting; `EINTR` if a signal came and `retryOnInterrupt` is
+  ///   false; `ENOTSOCK`; what else recv(2) names.
   public func receiveMessage(
     into payload: inout MutableRawSpan,
     control: inout MutableRawSpan,
@@ -138,91 +153,68 @@ extension FileDescriptor {
     let result: Result<ReceivedMessage, Errno> = payload.withUnsafeMutableBytes { payload in
       control.withUnsafeMutableBytes { control in
         var source = sockaddr_storage()
+        var header = msghdr()
+        let wait = SocketWait.toReceive(
+          self, isAllowed: !flags.contains(.doNotWait), retryOnInterrupt: retryOnInterrupt)
         return withUnsafeMutablePointer(to: &source) { source in
           var vector = iovec(iov_base: payload.baseAddress, iov_len: payload.count)
           return withUnsafeMutablePointer(to: &vector) { vector in
-            repeat {
-              var header = msghdr()
+            wait.call { more in
+              header = msghdr()
               header.msg_name = UnsafeMutableRawPointer(source)
               header.msg_namelen = socklen_t(MemoryLayout<sockaddr_storage>.size)
               header.msg_iov = vector
               header.msg_iovlen = 1
               header.msg_control = control.baseAddress
               header.msg_controllen = control.count
-              let length = recvmsg(
-                self.rawValue, &header, flags.rawValue | Int32(MSG_CMSG_CLOEXEC))
-              if length >= 0 {
-                return .success(
-                  ReceivedMessage(
-                    length: length,
-                    controlLength: Swift.min(Int(header.msg_controllen), control.count),
-                    source: SocketAddress(source.pointee, length: header.msg_namelen),
-                    flags: MessageFlags(rawValue: header.msg_flags)))
-              }
-            } while retryOnInterrupt && errno == EINTR
-            return .failure(Errno.current)
+              return recvmsg(rawValue, &header, flags.rawValue | more | Int32(MSG_CMSG_CLOEXEC))
+            }.map { length in
+              ReceivedMessage(
+                length: Swift.min(length, payload.count),
+                messageLength: length,
+                controlLength: Swift.min(Int(header.msg_controllen), control.count),
+                source: InternetAddress(source.pointee, length: header.msg_namelen),
+                // The kernel gives back this one, which was no question.
+                flags: MessageFlags(rawValue: header.msg_flags & ~Int32(MSG_CMSG_CLOEXEC)))
+            }
           }
         }
       }
     }
     return try result.get()
   }
-
-  /// Receives a datagram with those traits that ``setReceivedTraits(_:)`` asked
-  /// for.
-  ///
-  /// - Parameters:
-  ///   - payload: Where the payload goes. What does not fit is lost, which the
-  ///     result tells.
-  ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
-  /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the
-  ///   socket's timeout, or at all on a nonblocking socket.
-  public func receiveDatagram(
-    into payload: inout MutableRawSpan, flags: MessageFlags = []
-  ) throws(TraitError) -> ReceivedDatagram {
-    // Room for a record of every key, and for the messages of other options.
-    var words = InlineArray<256, UInt64>(repeating: 0)
-    let capacity = payload.byteCount
-    let message: ReceivedMessage
-    do {
-      var elements = words.mutableSpan
-      var control = elements.mutableBytes
-      message = try receiveMessage(
-        into: &payload, control: &control, flags: flags.union(.truncated))
-    } catch {
-      throw TraitError(receiving: error)
-    }
-
-    let traits = try Traits.find(in: words.span.bytes.extracting(0..<message.controlLength))
-    return ReceivedDatagram(
-      length: min(message.length, capacity),
-      datagramLength: message.length,
-      source: message.source,
-      traits: traits ?? Traits(),
-      isPayloadTruncated: message.flags.contains(.truncated),
-      areTraitsTruncated: message.flags.contains(.controlTruncated) && traits == nil)
-  }
 }
 
 extension Traits {
   /// Whether this kernel has packet traits.
   ///
-  /// - Throws: The error of `socket()` if there is neither an IPv4 nor an IPv6
-  ///   socket to be had, or an unexpected one of `setsockopt()`.
-  public static func isSupportedByKernel() throws(Errno) -> Bool {
+  /// - Throws: ``TraitError/Code/systemCall`` if there is neither an IPv4 nor an
+  ///   IPv6 socket to ask.
+  public static func isSupportedByKernel() throws(TraitError) -> Bool {
     let socket: UDPSocket
-    do {
-      socket = try UDPSocket(.ipv4)
-    } catch Errno.addressFamilyNotSupported {
-      socket = try UDPSocket(.ipv6)
+    do throws(Errno) {
+      socket = try Self.probe()
+    } catch {
+      throw TraitError(
+        .systemCall, "there is no socket to ask for packet traits", underlyingError: error)
     }
-    do {
+    do throws(TraitError) {
       // To ask for no keys is allowed to all, and is what distinguishes kernels:
       // getsockopt() answers differently for IPv4 and IPv6.
-      try socket.fileDescriptor.setReceivedTraits([])
+      try socket.setReceivedTraits([])
       return true
-    } catch Errno.protocolNotAvailable {
+    } catch {
+      guard error.code == .unsupportedKernel else { throw error }
       return false
+    }
+  }
+
+  private static func probe() throws(Errno) -> UDPSocket {
+    do throws(Errno) {
+      return try UDPSocket(.ipv4)
+    } catch {
+      guard error == .addressFamilyNotSupported else { throw error }
+      return try UDPSocket(.ipv6)
     }
   }
 }
@@ -233,6 +225,18 @@ extension TraitError {
       self.init(.wouldBlock, "no datagram came in time", underlyingError: error)
     } else {
       self.init(.systemCall, "no datagram could be received", underlyingError: error)
+    }
+  }
+
+  /// What a UDP socket answers to the question for the keys asked for.
+  init(askedFor error: Errno) {
+    switch error {
+    // Kernels without packet traits say this or that, depending on the family.
+    case .protocolNotAvailable, .notSupportedOnSocket:
+      self.init(.unsupportedKernel, "this kernel has no packet traits", underlyingError: error)
+    default:
+      self.init(
+        .systemCall, "the keys that were asked for cannot be read", underlyingError: error)
     }
   }
 

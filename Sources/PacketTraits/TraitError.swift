@@ -13,6 +13,7 @@ public struct TraitError: Error, Hashable, Sendable {
   /// The error of the system call or of the kernel's reply, if there was one.
   public let underlyingError: Errno?
 
+  /// Makes an error, as the packages above this one do.
   public init(_ code: Code, _ message: String, underlyingError: Errno? = nil) {
     self.code = code
     self.message = message
@@ -26,7 +27,7 @@ extension TraitError {
     enum Storage: Hashable, Sendable {
       case unsupportedKernel, unsupportedSocket, notPermitted, noSuchKey, keyExists, registryFull
       case invalidArgument, sizeMismatch, limitExceeded, malformedRecords, malformedControlData
-      case malformedReply, wouldBlock, interrupted, systemCall
+      case malformedReply, wouldBlock, registryChanging, systemCall
     }
 
     let storage: Storage
@@ -37,7 +38,7 @@ extension TraitError {
     /// no generic netlink family of the name `traits`.
     public static var unsupportedKernel: Code { Code(storage: .unsupportedKernel) }
 
-    /// Sockets of this kind have no traits.
+    /// Not a UDP socket over IPv4 or IPv6: others have no traits.
     ///
     /// The corresponding error is `EOPNOTSUPP`.
     public static var unsupportedSocket: Code { Code(storage: .unsupportedSocket) }
@@ -87,8 +88,11 @@ extension TraitError {
     /// The corresponding error is `EAGAIN`.
     public static var wouldBlock: Code { Code(storage: .wouldBlock) }
 
-    /// The registry changed each time while it was being listed.
-    public static var interrupted: Code { Code(storage: .interrupted) }
+    /// The registry changed each of the many times that it was being listed,
+    /// so that no list of it is consistent.
+    ///
+    /// The corresponding flag of netlink is `NLM_F_DUMP_INTR`.
+    public static var registryChanging: Code { Code(storage: .registryChanging) }
 
     /// A system call failed for a reason that has nothing to do with traits;
     /// ``TraitError/underlyingError`` tells.

@@ -22,9 +22,13 @@ public struct TraitID: RawRepresentable, Hashable, Sendable {
   }
 
   var bit: UInt64 { 1 << UInt64(rawValue) }
+}
 
+extension TraitID: CaseIterable {
   /// Every key number there is, 0 to 63 in order.
-  public static var all: [TraitID] { (0..<Int(TRAITS_KEYS_MAX)).map(TraitID.init(unchecked:)) }
+  public static var allCases: [TraitID] {
+    (0..<Int(TRAITS_KEYS_MAX)).map(TraitID.init(unchecked:))
+  }
 }
 
 extension TraitID: Comparable {

@@ -5,7 +5,7 @@
 ///
 /// ```swift
 /// let flow = TraitKey<UInt64>(id)
-/// if let value = datagram.traits[flow] { ... }
+/// if let value = try datagram.traits.value(for: flow) { ... }
 /// ```
 ///
 /// A key that is looked up by its name in the registry is checked there: it

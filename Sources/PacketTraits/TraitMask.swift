@@ -30,7 +30,7 @@ public struct TraitMask: OptionSet, Hashable, Sendable {
   public var count: Int { rawValue.nonzeroBitCount }
 
   /// The keys in the set, in order.
-  public var ids: [TraitID] { TraitID.all.filter(contains) }
+  public var ids: [TraitID] { TraitID.allCases.filter(contains) }
 
   /// Whether the key is in the set.
   public func contains(_ id: TraitID) -> Bool {

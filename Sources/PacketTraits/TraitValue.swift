@@ -4,19 +4,19 @@
 ///
 /// Integers of 32, 64 and 128 bits conform; a trait holds them in the
 /// machine's native byte order, as a BPF program writes them. So does
-/// `InlineArray<16, UInt8>`, for what is a string of bytes and not a number: a
-/// trace id, a UUID, an IPv6 address.
+/// ``TraitBytes16``, for what is a string of bytes and not a number: a trace
+/// id, a UUID, an IPv6 address.
 ///
 /// A type of your own forwards to one of these:
 ///
 /// ```swift
 /// struct TraceID: TraitValue {
-///   var bytes: InlineArray<16, UInt8>
+///   var bytes: TraitBytes16
 ///
 ///   static var traitSize: TraitSize { .bytes16 }
 ///
 ///   init(traitBytes: RawSpan) {
-///     bytes = InlineArray(traitBytes: traitBytes)
+///     bytes = TraitBytes16(traitBytes: traitBytes)
 ///   }
 ///
 ///   func withTraitBytes<Result, Failure: Error>(
@@ -85,17 +85,43 @@ extension Int128: TraitValue {
   public static var traitSize: TraitSize { .bytes16 }
 }
 
-extension InlineArray: TraitValue where count == 16, Element == UInt8 {
+/// 16 bytes that are no number: they keep their order on every machine.
+public struct TraitBytes16: Sendable {
+  /// The bytes, in their order in memory.
+  public var bytes: InlineArray<16, UInt8>
+
+  /// Makes a value of these bytes.
+  public init(_ bytes: InlineArray<16, UInt8>) {
+    self.bytes = bytes
+  }
+}
+
+extension TraitBytes16: TraitValue {
   /// 16 bytes.
   public static var traitSize: TraitSize { .bytes16 }
 
   public init(traitBytes: RawSpan) {
-    self = traitBytes.unsafeLoadUnaligned(as: InlineArray<16, UInt8>.self)
+    bytes = traitBytes.unsafeLoadUnaligned(as: InlineArray<16, UInt8>.self)
   }
 
   public func withTraitBytes<Result, Failure: Error>(
     _ body: (RawSpan) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    try body(span.bytes)
+    try body(bytes.span.bytes)
   }
+}
+
+extension TraitBytes16: Hashable {
+  public static func == (left: TraitBytes16, right: TraitBytes16) -> Bool {
+    left.bytes.indices.allSatisfy { left.bytes[$0] == right.bytes[$0] }
+  }
+
+  public func hash(into hasher: inout Hasher) {
+    for index in bytes.indices { hasher.combine(bytes[index]) }
+  }
+}
+
+extension TraitBytes16: CustomStringConvertible {
+  /// 32 hexadecimal digits, in the order of the bytes.
+  public var description: String { hexadecimal(bytes.span.bytes.array) }
 }

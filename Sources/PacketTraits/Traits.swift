@@ -70,15 +70,6 @@ public struct Traits: Sendable {
 
   // MARK: Typed values
 
-  /// The key's value, or nil if it has none, or one of another size than
-  /// `Value` has.
-  ///
-  /// ``value(for:)`` tells the two apart.
-  public subscript<Value>(key: TraitKey<Value>) -> Value? {
-    guard size(of: key.id) == Value.traitSize else { return nil }
-    return withBytes(of: key.id) { Value(traitBytes: $0) }
-  }
-
   /// The key's value, or nil if it has none.
   ///
   /// - Throws: ``TraitError/Code/sizeMismatch`` if the value has another size
@@ -86,9 +77,7 @@ public struct Traits: Sendable {
   public func value<Value>(for key: TraitKey<Value>) throws(TraitError) -> Value? {
     guard let size = size(of: key.id) else { return nil }
     guard size == Value.traitSize else {
-      throw TraitError(
-        .sizeMismatch,
-        "key \(key.id) has a value of \(size) bytes, not the \(Value.traitSize) of \(Value.self)")
+      throw TraitError(key: key.id, has: size, not: Value.self)
     }
     return withBytes(of: key.id) { Value(traitBytes: $0) }
   }
@@ -96,7 +85,9 @@ public struct Traits: Sendable {
   /// Sets the key's value, whether it had one or not.
   ///
   /// - Throws: ``TraitError/Code/limitExceeded`` if the values would take more
-  ///   than 192 bytes together. Then nothing has changed.
+  ///   than 192 bytes together, ``TraitError/Code/sizeMismatch`` if `value`
+  ///   gives another number of bytes than its type declares. Then nothing has
+  ///   changed.
   public mutating func set<Value>(_ value: Value, for key: TraitKey<Value>) throws(TraitError) {
     try value.withTraitBytes { bytes throws(TraitError) in
       guard bytes.byteCount == Value.traitSize.rawValue else {
@@ -174,6 +165,14 @@ public struct Traits: Sendable {
   }
 }
 
+extension TraitError {
+  fileprivate init<Value: TraitValue>(key id: TraitID, has size: TraitSize, not type: Value.Type) {
+    self.init(
+      .sizeMismatch,
+      "key \(id) has a value of \(size) bytes, not the \(Value.traitSize) of \(Value.self)")
+  }
+}
+
 extension Traits: Hashable {
   public static func == (left: Traits, right: Traits) -> Bool {
     guard left.sizeLow == right.sizeLow, left.sizeHigh == right.sizeHigh else { return false }
@@ -223,9 +222,16 @@ extension Traits: Collection {
     /// The bytes of the value, as many as ``size`` says.
     public var bytes: [UInt8] { withBytes { $0.array } }
 
-    /// The value, or nil if `Value` has another size.
-    public func value<Value: TraitValue>(as type: Value.Type = Value.self) -> Value? {
-      guard size == Value.traitSize else { return nil }
+    /// The value.
+    ///
+    /// - Throws: ``TraitError/Code/sizeMismatch`` if it has another size than
+    ///   `Value`.
+    public func value<Value: TraitValue>(
+      as type: Value.Type = Value.self
+    ) throws(TraitError) -> Value {
+      guard size == Value.traitSize else {
+        throw TraitError(key: id, has: size, not: Value.self)
+      }
       return withBytes { Value(traitBytes: $0) }
     }
   }

@@ -3,7 +3,8 @@
 internal import Glibc
 public import SystemPackage
 
-/// A UDP socket, owned: it is closed when its last use is over.
+/// A UDP socket over IPv4 or IPv6, owned: it cannot be copied, and is closed
+/// when the variable that holds it goes out of scope, or before by ``close()``.
 ///
 /// ```swift
 /// let socket = try UDPSocket(.ipv6)
@@ -11,31 +12,70 @@ public import SystemPackage
 /// try socket.setReceivedTraits(TraitMask(flow))
 ///
 /// var bytes = [UInt8](repeating: 0, count: 2048)
-/// var elements = bytes.mutableSpan
-/// var payload = elements.mutableBytes
-/// let datagram = try socket.receive(into: &payload)
-/// print(datagram.traits[flow] ?? 0)
+/// let datagram = try socket.receive(into: &bytes)
+/// let payload = bytes[..<datagram.length]
+/// print(try datagram.traits.value(for: flow) ?? 0)
 /// ```
 ///
 /// Descriptors are close-on-exec. For a socket that somebody else owns, the
-/// same operations are in an extension of `FileDescriptor`.
+/// system calls that deal in traits are in an extension of `FileDescriptor`.
+///
+/// What any UDP socket can do throws `Errno`, what has to do with traits throws
+/// ``TraitError``.
 public struct UDPSocket: ~Copyable, Sendable {
   /// The socket's descriptor, borrowed: it must not be closed, and not be used
   /// when the socket is gone.
   public let fileDescriptor: FileDescriptor
 
-  /// Opens a socket. One of IPv6 takes IPv4 as well, unless
-  /// ``setIPv6Only(_:)`` says otherwise.
-  public init(_ family: SocketAddress.Family) throws(Errno) {
-    let descriptor = socket(
-      family.rawValue, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), Int32(IPPROTO_UDP))
-    guard descriptor >= 0 else { throw Errno.current }
-    fileDescriptor = FileDescriptor(rawValue: descriptor)
+  /// Opens a socket. One of IPv6 takes IPv4 as well, whatever the parameter
+  /// `net.ipv6.bindv6only` of the network namespace says, unless
+  /// ``setIPv6Only(_:)`` is called before it is bound.
+  ///
+  /// The corresponding C function is `socket`; ipv6(7) has `IPV6_V6ONLY`.
+  ///
+  /// - Throws: `EAFNOSUPPORT` if the kernel lacks this version of IP, `EMFILE`,
+  ///   what else socket(2) names.
+  public init(_ family: InternetAddress.Family) throws(Errno) {
+    let number = socket(
+      family.domain, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), Int32(IPPROTO_UDP))
+    guard number >= 0 else { throw Errno.current }
+    let descriptor = FileDescriptor(rawValue: number)
+    if family == .ipv6 {
+      do throws(Errno) {
+        try descriptor.setOption(Int32(IPPROTO_IPV6), IPV6_V6ONLY, Int32(0))
+      } catch {
+        try? descriptor.close()
+        throw error
+      }
+    }
+    fileDescriptor = descriptor
   }
 
-  /// Takes over the descriptor of a UDP socket, which is then closed with the
-  /// new owner.
-  public init(owning descriptor: FileDescriptor) {
+  /// Takes over the descriptor of a UDP socket, whose options stay as they are.
+  ///
+  /// - Throws: ``TraitError/Code/unsupportedSocket`` if it is not of UDP over
+  ///   IPv4 or IPv6, ``TraitError/Code/systemCall`` if it is not open. Then it
+  ///   is still the caller's to close.
+  public init(owning descriptor: FileDescriptor) throws(TraitError) {
+    let kind: (domain: Int32, type: Int32, protocol: Int32)
+    do throws(Errno) {
+      kind = (
+        try descriptor.option(SOL_SOCKET, SO_DOMAIN), try descriptor.option(SOL_SOCKET, SO_TYPE),
+        try descriptor.option(SOL_SOCKET, SO_PROTOCOL)
+      )
+    } catch {
+      throw TraitError(
+        error == .notSocket ? .unsupportedSocket : .systemCall,
+        "descriptor \(descriptor.rawValue) is no UDP socket", underlyingError: error)
+    }
+    guard kind.domain == AF_INET || kind.domain == AF_INET6,
+      kind.type == Int32(SOCK_DGRAM.rawValue), kind.protocol == Int32(IPPROTO_UDP)
+    else {
+      throw TraitError(
+        .unsupportedSocket,
+        "descriptor \(descriptor.rawValue) is a socket of domain \(kind.domain), type \(kind.type) "
+          + "and protocol \(kind.protocol), not one of UDP over IPv4 or IPv6")
+    }
     fileDescriptor = descriptor
   }
 
@@ -44,7 +84,11 @@ public struct UDPSocket: ~Copyable, Sendable {
     try? fileDescriptor.close()
   }
 
-  /// Closes the socket.
+  /// Closes the socket, which is gone also if that fails.
+  ///
+  /// The corresponding C function is `close`.
+  ///
+  /// - Throws: `EBADF` if somebody else has closed it, what else close(2) names.
   public consuming func close() throws(Errno) {
     let descriptor = release()
     guard Glibc.close(descriptor.rawValue) == 0 else { throw Errno.current }
@@ -62,7 +106,10 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// Binds the socket to a local address.
   ///
   /// The corresponding C function is `bind`.
-  public func bind(to address: SocketAddress) throws(Errno) {
+  ///
+  /// - Throws: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EINVAL` if the socket is
+  ///   bound, what else bind(2) names.
+  public func bind(to address: InternetAddress) throws(Errno) {
     guard address.withSockaddr({ Glibc.bind(fileDescriptor.rawValue, $0, $1) }) == 0 else {
       throw Errno.current
     }
@@ -72,7 +119,9 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// picked if it was asked for port 0.
   ///
   /// The corresponding C function is `getsockname`.
-  public func localAddress() throws(Errno) -> SocketAddress {
+  ///
+  /// - Throws: What getsockname(2) names.
+  public func localAddress() throws(Errno) -> InternetAddress {
     var storage = sockaddr_storage()
     var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
     let status = withUnsafeMutablePointer(to: &storage) {
@@ -81,7 +130,7 @@ public struct UDPSocket: ~Copyable, Sendable {
       }
     }
     guard status == 0 else { throw Errno.current }
-    guard let address = SocketAddress(storage, length: length) else {
+    guard let address = InternetAddress(storage, length: length) else {
       throw Errno.addressFamilyNotSupported
     }
     return address
@@ -92,13 +141,16 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// Asks that ``receive(into:flags:)`` hands over these keys' traits, and no
   /// others.
   ///
+  /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_RECV`.
+  ///
   /// - Parameter mask: The keys; none turns it off.
   /// - Throws: ``TraitError/Code/noSuchKey`` if a key is not registered;
   ///   ``TraitError/Code/notPermitted`` if a key is not open to all and the
   ///   thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW`;
   ///   ``TraitError/Code/unsupportedKernel`` if there are no packet traits.
+  ///   Then nothing has changed.
   public func setReceivedTraits(_ mask: TraitMask) throws(TraitError) {
-    do {
+    do throws(Errno) {
       try fileDescriptor.setReceivedTraits(mask)
     } catch {
       throw TraitError(askingFor: mask, error)
@@ -107,50 +159,60 @@ public struct UDPSocket: ~Copyable, Sendable {
 
   /// The keys that ``setReceivedTraits(_:)`` asked for, less those that have
   /// been removed from the registry.
-  public func receivedTraits() throws(Errno) -> TraitMask {
-    try fileDescriptor.receivedTraits()
+  ///
+  /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_RECV`.
+  ///
+  /// - Throws: ``TraitError/Code/unsupportedKernel`` if there are no packet
+  ///   traits.
+  public func receivedTraits() throws(TraitError) -> TraitMask {
+    do throws(Errno) {
+      return try fileDescriptor.receivedTraits()
+    } catch {
+      throw TraitError(askedFor: error)
+    }
   }
 
-  /// Limits how long ``receive(into:flags:)`` waits for a datagram.
+  /// Limits how long ``receive(into:flags:)`` waits for a datagram. Signals do
+  /// not make it longer.
   ///
   /// The corresponding C constant is `SO_RCVTIMEO`.
   ///
-  /// - Parameter timeout: In steps of a microsecond, at least one; nil for as
-  ///   long as it takes.
-  /// - Throws: `EINVAL` if the timeout is negative.
+  /// - Parameter timeout: At least a microsecond, which the kernel rounds up to
+  ///   a tick of its clock (1 to 10 ms); nil for as long as it takes.
+  /// - Throws: `EINVAL` if the time-out is negative.
   public func setReceiveTimeout(_ timeout: Duration?) throws(Errno) {
     var value = timeval()
     if let timeout {
       guard timeout >= .zero else { throw Errno.invalidArgument }
       // To the kernel 0 means without limit, and a timeout of 0 does not.
       let (seconds, attoseconds) = max(timeout, .microseconds(1)).components
-      value.tv_sec = Int(seconds)
-      value.tv_usec = Int(attoseconds / 1_000_000_000_000)
+      value.tv_sec = time_t(clamping: seconds)
+      value.tv_usec = suseconds_t(attoseconds / 1_000_000_000_000)
     }
-    try setOption(SOL_SOCKET, SO_RCVTIMEO, value)
+    try fileDescriptor.setOption(SOL_SOCKET, SO_RCVTIMEO, value)
   }
 
-  /// Sets the room for datagrams that wait to be received, in bytes.
+  /// Sets the room for datagrams that wait to be received.
   ///
-  /// The corresponding C constant is `SO_RCVBUF`.
+  /// The corresponding C constant is `SO_RCVBUF` (socket(7)). The kernel takes
+  /// no more than the parameter `net.core.rmem_max` says, without an error, and
+  /// doubles that, since what it keeps beside the payload counts, too.
+  ///
+  /// - Parameter size: In bytes, before it is doubled.
+  /// - Throws: What setsockopt(2) names.
   public func setReceiveBufferSize(_ size: Int32) throws(Errno) {
-    try setOption(SOL_SOCKET, SO_RCVBUF, size)
+    try fileDescriptor.setOption(SOL_SOCKET, SO_RCVBUF, size)
   }
 
-  /// Sets whether an IPv6 socket refuses IPv4.
+  /// Sets whether an IPv6 socket refuses IPv4. To be called before
+  /// ``bind(to:)``.
   ///
-  /// The corresponding C constant is `IPV6_V6ONLY`.
+  /// The corresponding C constant is `IPV6_V6ONLY` (ipv6(7)).
+  ///
+  /// - Throws: `EINVAL` if the socket is bound, `ENOPROTOOPT` if it is not of
+  ///   IPv6.
   public func setIPv6Only(_ only: Bool) throws(Errno) {
-    try setOption(Int32(IPPROTO_IPV6), IPV6_V6ONLY, Int32(only ? 1 : 0))
-  }
-
-  private func setOption<Value: BitwiseCopyable>(
-    _ level: Int32, _ name: Int32, _ value: Value
-  ) throws(Errno) {
-    let status = withUnsafeBytes(of: value) {
-      setsockopt(fileDescriptor.rawValue, level, name, $0.baseAddress, socklen_t($0.count))
-    }
-    guard status == 0 else { throw Errno.current }
+    try fileDescriptor.setOption(Int32(IPPROTO_IPV6), IPV6_V6ONLY, Int32(only ? 1 : 0))
   }
 
   // MARK: Datagrams
@@ -160,17 +222,18 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// The corresponding C function is `sendto`.
   ///
   /// - Returns: How many bytes of payload were sent: all.
+  /// - Throws: `EMSGSIZE` if the payload is longer than a datagram can be,
+  ///   `ENETUNREACH`, `ECONNREFUSED`, what else sendto(2) and udp(7) name.
   @discardableResult
-  public func send(_ payload: RawSpan, to destination: SocketAddress) throws(Errno) -> Int {
+  public func send(_ payload: RawSpan, to destination: InternetAddress) throws(Errno) -> Int {
+    let wait = SocketWait.toSend(fileDescriptor)
     let result: Result<Int, Errno> = payload.withUnsafeBytes { payload in
       destination.withSockaddr { address, length in
-        repeat {
-          let sent = sendto(
+        wait.call { flags in
+          sendto(
             fileDescriptor.rawValue, payload.baseAddress, payload.count,
-            Int32(MSG_NOSIGNAL), address, length)
-          if sent >= 0 { return .success(sent) }
-        } while errno == EINTR
-        return .failure(Errno.current)
+            flags | Int32(MSG_NOSIGNAL), address, length)
+        }
       }
     }
     return try result.get()
@@ -179,15 +242,76 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// Receives one datagram with those traits that ``setReceivedTraits(_:)``
   /// asked for.
   ///
+  /// The corresponding C function is `recvmsg`.
+  ///
   /// - Parameters:
   ///   - payload: Where the payload goes. What does not fit is lost, which the
   ///     result tells.
   ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
   /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the
-  ///   timeout of ``setReceiveTimeout(_:)``.
+  ///   time-out of ``setReceiveTimeout(_:)``, or at all without waiting;
+  ///   ``TraitError/Code/systemCall`` with another error of recv(2);
+  ///   ``TraitError/Code/malformedControlData`` or
+  ///   ``TraitError/Code/malformedRecords`` if the kernel gave no control
+  ///   messages or no records. Then the datagram is lost.
   public func receive(
     into payload: inout MutableRawSpan, flags: MessageFlags = []
   ) throws(TraitError) -> ReceivedDatagram {
-    try fileDescriptor.receiveDatagram(into: &payload, flags: flags)
+    // 2048 bytes: those of a packet's 48 traits take up to 1168, which leaves
+    // 880 for the messages of other options.
+    var words = InlineArray<256, UInt64>(repeating: 0)
+    let message: ReceivedMessage
+    do throws(Errno) {
+      var elements = words.mutableSpan
+      var control = elements.mutableBytes
+      message = try fileDescriptor.receiveMessage(
+        into: &payload, control: &control, flags: flags.union(.truncated))
+    } catch {
+      throw TraitError(receiving: error)
+    }
+
+    let traits = try Traits.find(in: words.span.bytes.extracting(0..<message.controlLength))
+    return ReceivedDatagram(
+      length: message.length,
+      datagramLength: message.messageLength,
+      source: message.source,
+      traits: traits ?? Traits(),
+      isPayloadTruncated: message.flags.contains(.truncated),
+      areTraitsTruncated: message.flags.contains(.controlTruncated) && traits == nil)
+  }
+
+  /// Receives one datagram into an array, whose length stays as it is: the
+  /// payload is the first ``ReceivedDatagram/length`` elements.
+  ///
+  /// Otherwise as with a span: see the other `receive(into:flags:)`.
+  ///
+  /// - Parameters:
+  ///   - payload: As many elements as there is to be room for.
+  ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
+  /// - Throws: As with a span.
+  public func receive(
+    into payload: inout [UInt8], flags: MessageFlags = []
+  ) throws(TraitError) -> ReceivedDatagram {
+    var elements = payload.mutableSpan
+    var bytes = elements.mutableBytes
+    return try receive(into: &bytes, flags: flags)
+  }
+}
+
+extension FileDescriptor {
+  fileprivate func setOption<Value: BitwiseCopyable>(
+    _ level: Int32, _ name: Int32, _ value: Value
+  ) throws(Errno) {
+    let status = withUnsafeBytes(of: value) {
+      setsockopt(rawValue, level, name, $0.baseAddress, socklen_t($0.count))
+    }
+    guard status == 0 else { throw Errno.current }
+  }
+
+  fileprivate func option(_ level: Int32, _ name: Int32) throws(Errno) -> Int32 {
+    var value: Int32 = 0
+    var length = socklen_t(MemoryLayout<Int32>.size)
+    guard getsockopt(rawValue, level, name, &value, &length) == 0 else { throw Errno.current }
+    return value
   }
 }

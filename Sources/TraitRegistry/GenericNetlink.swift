@@ -67,14 +67,6 @@ struct GenericRequest {
   }
 }
 
-/// A refusal by the kernel, in its own words.
-struct NetlinkRefusal: Error {
-  var error: Errno
-  var text: String?
-  /// The type of the attribute that was wrong, if the kernel said so.
-  var attribute: UInt16?
-}
-
 /// A socket of generic netlink, owned.
 struct GenericNetlinkSocket: ~Copyable {
   private let socket: OpaquePointer
@@ -83,9 +75,6 @@ struct GenericNetlinkSocket: ~Copyable {
 
   // The largest piece that the kernel makes of a dump.
   private static let replySize = 32768
-
-  // Only a registry that changes all the time overtakes a dump this often.
-  private static let dumpAttempts = 100
 
   init() throws(TraitError) {
     guard let socket = mnl_socket_open2(NETLINK_GENERIC, Int32(SOCK_CLOEXEC.rawValue)) else {
@@ -121,26 +110,22 @@ struct GenericNetlinkSocket: ~Copyable {
     _ request: GenericRequest, family: UInt16,
     read: (RawSpan) throws(TraitError) -> Item
   ) throws(TraitError) -> Result<[Item], NetlinkRefusal> {
-    for _ in 0..<Self.dumpAttempts {
+    try ReplyReader.untilConsistent { () throws(TraitError) in
       sequence &+= 1
       let message = request.message(family: family, sequence: sequence)
       guard mnl_socket_sendto(socket, message, message.count) >= 0 else {
         throw Self.failure("a netlink request cannot be sent")
       }
-      let reply = try receive(message: message, family: family, read: read)
-      if !reply.isInterrupted { return reply.result }
+      var reader = ReplyReader<Item>(
+        request: message, family: family, sequence: sequence, port: port)
+      return try receive(&reader, read: read)
     }
-    throw TraitError(
-      .interrupted, "the registry changed each of the \(Self.dumpAttempts) times that it was listed")
   }
 
   private func receive<Item>(
-    message request: [UInt8], family: UInt16,
-    read: (RawSpan) throws(TraitError) -> Item
-  ) throws(TraitError) -> (result: Result<[Item], NetlinkRefusal>, isInterrupted: Bool) {
+    _ reader: inout ReplyReader<Item>, read: (RawSpan) throws(TraitError) -> Item
+  ) throws(TraitError) -> ReplyReader<Item>.Reply {
     var reply = [UInt8](repeating: 0, count: Self.replySize)
-    var items: [Item] = []
-    var isInterrupted = false
     while true {
       let length = mnl_socket_recvfrom(socket, &reply, reply.count)
       if length < 0 {
@@ -148,33 +133,7 @@ struct GenericNetlinkSocket: ~Copyable {
         throw Self.failure("a netlink reply cannot be received")
       }
       let datagram = reply.span.bytes.extracting(0..<Int(length))
-      var position = 0
-      while let message = try NetlinkMessage.next(in: datagram, at: &position) {
-        // What is left of a request that failed half-way is not for this one.
-        guard message.sequence == sequence, message.port == port else { continue }
-        if message.flags & UInt16(NLM_F_DUMP_INTR) != 0 { isInterrupted = true }
-        let payload = datagram.extracting(message.payload)
-        switch Int32(message.type) {
-        case NLMSG_ERROR, NLMSG_DONE:
-          let acknowledgement = try NetlinkAcknowledgement(payload, of: message)
-          guard let error = acknowledgement.error else { return (.success(items), isInterrupted) }
-          let refusal = NetlinkRefusal(
-            error: error, text: acknowledgement.text,
-            attribute: acknowledgement.offset.flatMap {
-              GenericRequest.attribute(at: $0, in: request)
-            })
-          return (.failure(refusal), isInterrupted)
-        case Int32(family):
-          let header = MemoryLayout<genlmsghdr>.size
-          guard payload.byteCount >= header else {
-            throw TraitError(
-              .malformedReply,
-              "the kernel's reply has \(payload.byteCount) bytes, less than the \(header) of a header")
-          }
-          items.append(try read(payload.extracting(header..<payload.byteCount)))
-        default: break
-        }
-      }
+      if let reply = try reader.read(datagram, item: read) { return reply }
     }
   }
 

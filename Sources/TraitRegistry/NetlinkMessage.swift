@@ -33,7 +33,8 @@ struct NetlinkMessage: Equatable {
     }
     let start = position
     let length = datagram.unsafeLoadUnaligned(fromByteOffset: start, as: UInt32.self)
-    guard length >= UInt32(headerSize), Int(length) <= left else {
+    // Compared as UInt64: a stated length may be more than an Int of 32 bits.
+    guard length >= UInt32(headerSize), UInt64(length) <= UInt64(left) else {
       throw TraitError(
         .malformedReply,
         "the netlink message at offset \(start) states a length of \(length) bytes, "
@@ -195,14 +196,16 @@ struct NetlinkAcknowledgement: Equatable {
       }
       start += NetlinkMessage.headerSize
       if message.flags & UInt16(NLM_F_CAPPED) == 0 {
-        let length = Int(payload.unsafeLoadUnaligned(fromByteOffset: 4, as: UInt32.self))
-        start = 4 + netlinkAlign(max(length, NetlinkMessage.headerSize))
-      }
-      guard start <= payload.byteCount else {
-        throw TraitError(
-          .malformedReply,
-          "the kernel's acknowledgement has \(payload.byteCount) bytes, "
-            + "less than the \(start) of the request that it repeats")
+        let length = payload.unsafeLoadUnaligned(fromByteOffset: 4, as: UInt32.self)
+        guard UInt64(length) <= UInt64(payload.byteCount - 4) else {
+          throw TraitError(
+            .malformedReply,
+            "the kernel's acknowledgement has \(payload.byteCount) bytes, "
+              + "too few for the \(length) of the request that it repeats")
+        }
+        // The last message of a datagram may lack its padding.
+        start = min(
+          4 + netlinkAlign(max(Int(length), NetlinkMessage.headerSize)), payload.byteCount)
       }
     }
 
@@ -218,8 +221,10 @@ struct NetlinkAcknowledgement: Equatable {
             .malformedReply,
             "the offset in the kernel's acknowledgement has \(attribute.data.count) bytes, not 4")
         }
+        // One beyond all requests is of no attribute.
         offset = Int(
-          extended.unsafeLoadUnaligned(fromByteOffset: attribute.data.lowerBound, as: UInt32.self))
+          clamping: extended.unsafeLoadUnaligned(
+            fromByteOffset: attribute.data.lowerBound, as: UInt32.self))
       default: break
       }
     }
@@ -235,7 +240,7 @@ extension RegisteredKey {
       throw TraitError(.malformedReply, "the kernel's reply has a key \(number), but keys are 0 to 63")
     }
     let bytes = try attributes.uint32(Int(TRAITS_A_KEY_SIZE), "size")
-    guard let size = TraitSize(rawValue: Int(bytes)) else {
+    guard let size = TraitSize(rawValue: Int(clamping: bytes)) else {
       throw TraitError(
         .malformedReply, "the kernel's reply has key \(id) with a size of \(bytes), not 4, 8 or 16")
     }
@@ -244,7 +249,7 @@ extension RegisteredKey {
       name: try attributes.string(
         Int(TRAITS_A_KEY_NAME), "name", maximumLength: Int(TRAITS_NAME_MAX)),
       size: size,
-      access: KeyAccess(rawValue: try attributes.uint32(Int(TRAITS_A_KEY_FLAGS), "flags")))
+      flags: KeyFlags(rawValue: try attributes.uint32(Int(TRAITS_A_KEY_FLAGS), "flags")))
   }
 }
 

@@ -3,8 +3,10 @@
 internal import CTraits
 public import PacketTraits
 
-/// Who may use a key, and where it goes.
-public struct KeyAccess: OptionSet, Hashable, Sendable {
+/// Who may use a key, and where it goes: flags that it is registered with.
+///
+/// The corresponding C type is `enum traits_key_flags`.
+public struct KeyFlags: OptionSet, Hashable, Sendable {
   public let rawValue: UInt32
 
   public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -12,17 +14,17 @@ public struct KeyAccess: OptionSet, Hashable, Sendable {
   /// Sockets may receive the key without privilege.
   ///
   /// The corresponding C constant is `TRAITS_KEY_FLAGS_OPEN_READ`.
-  public static var openRead: KeyAccess { KeyAccess(TRAITS_KEY_FLAGS_OPEN_READ) }
+  public static var openRead: KeyFlags { KeyFlags(TRAITS_KEY_FLAGS_OPEN_READ) }
 
   /// Sockets may send the key without privilege.
   ///
   /// The corresponding C constant is `TRAITS_KEY_FLAGS_OPEN_WRITE`.
-  public static var openWrite: KeyAccess { KeyAccess(TRAITS_KEY_FLAGS_OPEN_WRITE) }
+  public static var openWrite: KeyFlags { KeyFlags(TRAITS_KEY_FLAGS_OPEN_WRITE) }
 
   /// The value stays on a packet that enters another network namespace.
   ///
   /// The corresponding C constant is `TRAITS_KEY_FLAGS_CROSS_NETNS`.
-  public static var crossesNetworkNamespaces: KeyAccess { KeyAccess(TRAITS_KEY_FLAGS_CROSS_NETNS) }
+  public static var crossesNetworkNamespaces: KeyFlags { KeyFlags(TRAITS_KEY_FLAGS_CROSS_NETNS) }
 
   private init(_ flag: traits_key_flags) { rawValue = UInt32(flag.rawValue) }
 }
@@ -36,7 +38,7 @@ public struct RegisteredKey: Hashable, Sendable {
   /// The length of the key's values.
   public let size: TraitSize
   /// Who may use the key, and where it goes.
-  public let access: KeyAccess
+  public let flags: KeyFlags
 
   /// This key, with values of type `Value`.
   ///
@@ -67,6 +69,7 @@ public struct TraitStatistics: Hashable, Sendable {
   /// Stores that lost at least one value on entry to another network namespace.
   public let scrubbed: UInt64
 
+  /// Makes statistics, as differences and sums do.
   public init(set: UInt64, copied: UInt64, discarded: UInt64, scrubbed: UInt64) {
     self.set = set
     self.copied = copied

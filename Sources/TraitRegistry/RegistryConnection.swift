@@ -4,8 +4,8 @@ internal import CTraits
 public import PacketTraits
 internal import SystemPackage
 
-/// A connection to the machine's registry of keys, owned: it is closed when its
-/// last use is over.
+/// A connection to the machine's registry of keys, owned: it cannot be copied,
+/// and is closed when the variable that holds it goes out of scope.
 ///
 /// ```swift
 /// var registry = try RegistryConnection()
@@ -15,6 +15,9 @@ internal import SystemPackage
 /// There is one registry per machine, seen alike from every network namespace.
 /// Anybody may look at it; to change it takes `CAP_NET_ADMIN` in the initial
 /// user namespace.
+///
+/// Beside what they name, all functions throw `systemCall` if the socket fails,
+/// and `malformedReply` if the kernel's answer is not what the protocol says.
 public struct RegistryConnection: ~Copyable, @unchecked Sendable {
   // Unchecked, as the socket is a C pointer. It has one owner, who alone can
   // call the functions, all of which are mutating.
@@ -47,19 +50,19 @@ public struct RegistryConnection: ~Copyable, @unchecked Sendable {
   ///   - size: The length of the key's values.
   ///   - id: The number to be had; one that was never used, or last under the
   ///     same name. nil for the one that has been free for longest.
-  ///   - access: Who may use the key, and where it goes.
+  ///   - flags: Who may use the key, and where it goes.
   /// - Throws: `keyExists` if the name or number is taken, `registryFull` if
   ///   all 64 keys are in use, `invalidArgument` if the name is none or the
   ///   number was another key's, `notPermitted`.
   @discardableResult
   public mutating func add(
-    _ name: String, size: TraitSize, id: TraitID? = nil, access: KeyAccess = []
+    _ name: String, size: TraitSize, id: TraitID? = nil, flags: KeyFlags = []
   ) throws(TraitError) -> RegisteredKey {
     try KeyName.check(name)
     var attributes: [GenericRequest.Attribute] = [
       .init(Int(TRAITS_A_KEY_NAME), name),
       .init(Int(TRAITS_A_KEY_SIZE), UInt32(size.rawValue)),
-      .init(Int(TRAITS_A_KEY_FLAGS), access.rawValue),
+      .init(Int(TRAITS_A_KEY_FLAGS), flags.rawValue),
     ]
     if let id { attributes.append(.init(Int(TRAITS_A_KEY_ID), id.rawValue)) }
     return try key(
@@ -68,11 +71,11 @@ public struct RegistryConnection: ~Copyable, @unchecked Sendable {
 
   /// Registers a key whose values are of type `Value`.
   ///
-  /// See ``add(_:size:id:access:)``.
+  /// - Throws: As ``add(_:size:id:flags:)``, which see.
   public mutating func add<Value: TraitValue>(
-    _ name: String, as type: Value.Type, id: TraitID? = nil, access: KeyAccess = []
+    _ name: String, as type: Value.Type, id: TraitID? = nil, flags: KeyFlags = []
   ) throws(TraitError) -> TraitKey<Value> {
-    TraitKey(try add(name, size: Value.traitSize, id: id, access: access).id)
+    TraitKey(try add(name, size: Value.traitSize, id: id, flags: flags).id)
   }
 
   /// Removes a key. With it end its values on packets in flight, and its place
@@ -90,6 +93,9 @@ public struct RegistryConnection: ~Copyable, @unchecked Sendable {
   }
 
   /// Removes a key; see ``remove(_:)``.
+  ///
+  /// - Throws: `noSuchKey`, `notPermitted`, `invalidArgument` if no key can have
+  ///   this name.
   @discardableResult
   public mutating func remove(named name: String) throws(TraitError) -> RegisteredKey {
     try KeyName.check(name)
@@ -103,6 +109,9 @@ public struct RegistryConnection: ~Copyable, @unchecked Sendable {
   /// All keys, in order of their numbers.
   ///
   /// The corresponding netlink operation is a dump by `key-get`.
+  ///
+  /// - Throws: `registryChanging` if keys came or went each of 100 times that
+  ///   they were listed.
   public mutating func keys() throws(TraitError) -> [RegisteredKey] {
     let request = GenericRequest(
       command: Int(TRAITS_CMD_KEY_GET), version: Int(TRAITS_FAMILY_VERSION), isDump: true)
@@ -138,7 +147,7 @@ public struct RegistryConnection: ~Copyable, @unchecked Sendable {
   /// The key with this name, whose values are of type `Value`.
   ///
   /// - Throws: `noSuchKey`, `sizeMismatch` if the key was registered with
-  ///   another size.
+  ///   another size, `invalidArgument` if no key can have this name.
   public mutating func key<Value: TraitValue>(
     named name: String, as type: Value.Type
   ) throws(TraitError) -> TraitKey<Value> {
@@ -148,6 +157,8 @@ public struct RegistryConnection: ~Copyable, @unchecked Sendable {
   /// What happened to stores since the machine was started.
   ///
   /// The corresponding netlink operation is `stats-get`.
+  ///
+  /// - Throws: As all functions do.
   public mutating func statistics() throws(TraitError) -> TraitStatistics {
     let request = GenericRequest(
       command: Int(TRAITS_CMD_STATS_GET), version: Int(TRAITS_FAMILY_VERSION))

@@ -42,12 +42,12 @@ extension Keys {
 
     func run() throws {
       try reportingErrors {
-        var access: KeyAccess = []
-        if openRead { access.insert(.openRead) }
-        if openWrite { access.insert(.openWrite) }
-        if crossNetns { access.insert(.crossesNetworkNamespaces) }
+        var flags: KeyFlags = []
+        if openRead { flags.insert(.openRead) }
+        if openWrite { flags.insert(.openWrite) }
+        if crossNetns { flags.insert(.crossesNetworkNamespaces) }
         var registry = try RegistryConnection()
-        let key = try registry.add(name, size: size, id: id, access: access)
+        let key = try registry.add(name, size: size, id: id, flags: flags)
         try printLine("\(key.id)")
       }
     }

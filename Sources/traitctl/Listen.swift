@@ -50,7 +50,7 @@ struct Listen: ParsableCommand {
     if let timeout, !(timeout >= 0.000_001 && timeout <= 1_000_000) {
       throw ValidationError("--timeout is \(timeout), but must be 0.000001 to 1000000 seconds.")
     }
-    if let address, SocketAddress(address, port: port) == nil {
+    if let address, InternetAddress(address, port: port) == nil {
       throw ValidationError(
         "--address is \"\(address)\", but must be an IPv4 or IPv6 address, as 192.0.2.1 or 2001:db8::1.")
     }
@@ -60,8 +60,7 @@ struct Listen: ParsableCommand {
     try reportingErrors {
       var registry = try RegistryConnection()
       let socket = try openSocket()
-      let keys = try chooseKeys(&registry, socket)
-      try socket.setReceivedTraits(TraitMask(keys.map(\.id)))
+      let keys = try askForKeys(&registry, socket)
       try socket.setReceiveTimeout(timeout.map { .microseconds(Int64($0 * 1_000_000)) })
       try bind(socket)
 
@@ -72,9 +71,7 @@ struct Listen: ParsableCommand {
       while count.map({ received < $0 }) ?? true {
         let datagram: ReceivedDatagram
         do throws(TraitError) {
-          var elements = bytes.mutableSpan
-          var payload = elements.mutableBytes
-          datagram = try socket.receive(into: &payload)
+          datagram = try socket.receive(into: &bytes)
         } catch {
           guard error.code == .wouldBlock else { throw error }
           guard let count else { return }
@@ -85,9 +82,9 @@ struct Listen: ParsableCommand {
         let report = DatagramReport(
           source: datagram.source?.description ?? "unknown",
           length: datagram.datagramLength,
-          traits: datagram.traits.map {
+          traits: try datagram.traits.map {
             // A key that was removed and made anew is not delivered any more.
-            TraitReport($0, name: keyNames[$0.id] ?? $0.id.description)
+            try TraitReport($0, name: keyNames[$0.id] ?? $0.id.description)
           },
           traitsTruncated: datagram.areTraitsTruncated)
         if json { try printJSON(report) } else { try printLine(report.text) }
@@ -96,7 +93,7 @@ struct Listen: ParsableCommand {
   }
 
   private func openSocket() throws -> UDPSocket {
-    if let address, let local = SocketAddress(address, port: port) {
+    if let address, let local = InternetAddress(address, port: port) {
       return try UDPSocket(local.family)
     }
     do {
@@ -108,7 +105,7 @@ struct Listen: ParsableCommand {
 
   private func bind(_ socket: borrowing UDPSocket) throws {
     let family = try socket.localAddress().family
-    let local = address.flatMap { SocketAddress($0, port: port) } ?? .any(family, port: port)
+    let local = address.flatMap { InternetAddress($0, port: port) } ?? .any(family, port: port)
     do {
       try socket.bind(to: local)
     } catch {
@@ -119,25 +116,53 @@ struct Listen: ParsableCommand {
     }
   }
 
-  private func chooseKeys(
+  private func askForKeys(
     _ registry: inout RegistryConnection, _ socket: borrowing UDPSocket
   ) throws -> [RegisteredKey] {
     guard names.isEmpty else {
       var keys: [RegisteredKey] = []
       for name in names { keys.append(try registry.key(named: name)) }
+      try socket.setReceivedTraits(TraitMask(keys.map(\.id)))
       return keys
     }
-    // What may be received is known best by who decides it. A key may also be
-    // removed while we look.
-    var keys: [RegisteredKey] = []
-    for key in try registry.keys() {
-      do throws(TraitError) {
-        try socket.setReceivedTraits(TraitMask(key.id))
-        keys.append(key)
-      } catch {
-        guard error.code == .notPermitted || error.code == .noSuchKey else { throw error }
-      }
-    }
-    return keys
+    return try askForAll(
+      listing: { () throws(TraitError) in try registry.keys() },
+      asking: { mask throws(TraitError) in try socket.setReceivedTraits(mask) })
   }
+}
+
+/// Asks for every key that may be received, and tells which these are.
+///
+/// What may be received is known best by who decides it: the keys are asked for
+/// one by one, and then all at once. One that is removed in between makes that
+/// fail, and then everything is done anew.
+///
+/// - Parameters:
+///   - attempts: How often at most.
+///   - listing: Gives all keys.
+///   - asking: Asks for these keys and no others.
+/// - Throws: `registryChanging` if a key went each time, what the two throw.
+func askForAll(
+  attempts: Int = 100,
+  listing: () throws(TraitError) -> [RegisteredKey],
+  asking: (TraitMask) throws(TraitError) -> Void
+) throws(TraitError) -> [RegisteredKey] {
+  func isGranted(_ mask: TraitMask) throws(TraitError) -> Bool {
+    do throws(TraitError) {
+      try asking(mask)
+      return true
+    } catch {
+      // Not open to all, or removed just now.
+      guard error.code == .notPermitted || error.code == .noSuchKey else { throw error }
+      return false
+    }
+  }
+  for _ in 0..<attempts {
+    var keys: [RegisteredKey] = []
+    for key in try listing() where try isGranted(TraitMask(key.id)) { keys.append(key) }
+    if try isGranted(TraitMask(keys.map(\.id))) { return keys }
+  }
+  throw TraitError(
+    .registryChanging,
+    "keys were removed each of the \(attempts) times that they were asked for")
 }

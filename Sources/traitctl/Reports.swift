@@ -18,9 +18,9 @@ struct KeyReport: Encodable {
     id = key.id.rawValue
     name = key.name
     size = key.size.rawValue
-    openRead = key.access.contains(.openRead)
-    openWrite = key.access.contains(.openWrite)
-    crossNetns = key.access.contains(.crossesNetworkNamespaces)
+    openRead = key.flags.contains(.openRead)
+    openWrite = key.flags.contains(.openWrite)
+    crossNetns = key.flags.contains(.crossesNetworkNamespaces)
   }
 
   enum CodingKeys: String, CodingKey {
@@ -54,11 +54,16 @@ struct TraitReport: Encodable {
   /// The value's bytes in hexadecimal, in the order in memory.
   var bytes: String
 
-  init(_ element: Traits.Element, name: String) {
+  init(_ element: Traits.Element, name: String) throws {
     id = element.id.rawValue
     self.name = name
     size = element.size.rawValue
-    value = element.value(as: UInt32.self).map(UInt64.init) ?? element.value(as: UInt64.self)
+    value =
+      switch element.size {
+      case .bytes4: try UInt64(element.value(as: UInt32.self))
+      case .bytes8: try element.value(as: UInt64.self)
+      default: nil
+      }
     bytes = hexadecimal(element.bytes)
   }
 

@@ -15,10 +15,18 @@ struct Traitctl: ParsableCommand {
       path set it, sockets and other programs read it. Keys are registered by \
       name, once for the whole machine.
 
-      Exit status: 0 if all went well, 1 on failure, 64 if the arguments are \
-      wrong, 69 if this kernel has no packet traits.
+      Exit status: 0 if all went well or nobody reads the output any more, 1 on \
+      failure, 64 if the arguments are wrong, 69 if this kernel has no packet \
+      traits.
       """,
     subcommands: [Keys.self, Listen.self])
+
+  static func main() {
+    // A pipe that nobody reads is then an error of writing, which
+    // reportingErrors() takes for the end, and not a signal's death.
+    signal(SIGPIPE, SIG_IGN)
+    main(nil)
+  }
 }
 
 extension ExitCode {
@@ -38,7 +46,7 @@ func reportingErrors(_ body: () throws -> Void) throws {
   } catch let error as ValidationError {
     throw error
   } catch let error as Errno where error == .brokenPipe {
-    // Whoever read the output has seen enough.
+    // Whoever read the output has seen enough: no message, no failure.
     throw ExitCode.success
   } catch {
     complain("\(error)")

@@ -40,7 +40,7 @@ extension Guest {
     case ipv6 = "IPv6"
     case mapped = "IPv4 to an IPv6 socket"
 
-    var family: SocketAddress.Family { self == .ipv6 ? .ipv6 : .ipv4 }
+    var family: InternetAddress.Family { self == .ipv6 ? .ipv6 : .ipv4 }
     var testDescription: String { rawValue }
   }
 
@@ -51,7 +51,7 @@ extension Guest {
 
   /// Registers keys for as long as `body` runs, with names of their own.
   static func withKeys<Value>(
-    _ sizes: [TraitSize], access: KeyAccess = [], _ body: ([TraitID]) throws -> Value
+    _ sizes: [TraitSize], flags: KeyFlags = [], _ body: ([TraitID]) throws -> Value
   ) throws -> Value {
     var ids: [TraitID] = []
     defer {
@@ -63,7 +63,7 @@ extension Guest {
     do {
       var registry = try RegistryConnection()
       for size in sizes {
-        ids.append(try registry.add(uniqueName(), size: size, access: access).id)
+        ids.append(try registry.add(uniqueName(), size: size, flags: flags).id)
       }
     }
     return try body(ids)
@@ -94,6 +94,7 @@ struct Arrival {
 }
 
 extension UDPSocket {
+  /// Receives, and keeps what was written and no more.
   func arrival(controlRoom: Int = 4096, flags: MessageFlags = []) throws -> Arrival {
     var payloadBytes = [UInt8](repeating: 0, count: 2048)
     var controlBytes = [UInt8](repeating: 0xee, count: controlRoom)
@@ -110,7 +111,7 @@ extension UDPSocket {
       control: Array(controlBytes[..<message.controlLength]))
   }
 
-  func send(_ payload: [UInt8], to destination: SocketAddress) throws {
+  func send(_ payload: [UInt8], to destination: InternetAddress) throws {
     try send(payload.span.bytes, to: destination)
   }
 }
@@ -132,7 +133,7 @@ extension VethPair {
     try sender.namespace.run { try UDPSocket(route.family) }
   }
 
-  func destination(_ route: Guest.Route = .ipv4) throws -> SocketAddress {
+  func destination(_ route: Guest.Route = .ipv4) throws -> InternetAddress {
     try receiver.address(route.family, port: Guest.port)
   }
 }

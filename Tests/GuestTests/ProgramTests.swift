@@ -72,7 +72,7 @@ extension Guest {
       try Guest.withKeys([.bytes4, .bytes8]) { ids in
         var registry = try RegistryConnection()
         let taken = Set(try registry.keys().map(\.id))
-        let free = try #require(TraitID.all.first { !taken.contains($0) }).rawValue
+        let free = try #require(TraitID.allCases.first { !taken.contains($0) }).rawValue
         let four = ids[0].rawValue
         let eight = ids[1].rawValue
         let value: [UInt8] = [1, 2, 3, 4, 5, 6, 7, 8]
@@ -246,13 +246,17 @@ extension Guest {
       let far = try VethPair(from: routing, to: receiving, network: 2)
       try routing.setParameter("net/ipv4/ip_forward", "1")
       try routing.setParameter("net/ipv6/conf/all/forwarding", "1")
-      try sending.ip("route", "add", "10.77.2.0/24", "via", near.receiver.ipv4)
-      try sending.ip("-6", "route", "add", "fd77:2::/64", "via", near.receiver.ipv6)
-      try receiving.ip("route", "add", "10.77.1.0/24", "via", far.sender.ipv4)
-      try receiving.ip("-6", "route", "add", "fd77:1::/64", "via", far.sender.ipv6)
+      try sending.ip(lines: [
+        "route add 10.77.2.0/24 via \(near.receiver.ipv4)",
+        "route add fd77:2::/64 via \(near.receiver.ipv6)",
+      ])
+      try receiving.ip(lines: [
+        "route add 10.77.1.0/24 via \(far.sender.ipv4)",
+        "route add fd77:1::/64 via \(far.sender.ipv6)",
+      ])
 
       try Guest.withKeys([.bytes4]) { local in
-        try Guest.withKeys([.bytes8, .bytes16], access: .crossesNetworkNamespaces) { crossing in
+        try Guest.withKeys([.bytes8, .bytes16], flags: .crossesNetworkNamespaces) { crossing in
           let tag = try TagProgram(
             port: Guest.port, key4: local[0], key8: crossing[0], key16: crossing[1])
           try tag.program.attach(to: near.receiver)
@@ -316,13 +320,14 @@ extension Guest {
           try socket.setReceivedTraits(TraitMask(ids))
           return socket
         }
-        let address = try #require(SocketAddress(end.ipv4, port: Guest.port))
+        let ipv4 = end.ipv4.split(separator: ".").compactMap { UInt8($0) }
+        let ethernet = try end.ethernetAddress()
         let before = try Guest.statistics()
         for sequence in 0..<5 as Range<UInt32> {
           let frame = udpFrame(
-            source: [2, 0, 0, 0, 0, 9], destination: try end.ethernetAddress(),
+            source: [2, 0, 0, 0, 0, 9], destination: ethernet,
             from: [10, 77, isTransmitted ? 1 : 2, 99],
-            to: address.host.split(separator: ".").compactMap { UInt8($0) }, port: Guest.port,
+            to: ipv4, port: Guest.port,
             payload: TagProgram.payload(sequence))
           try namespace.send(frame: frame, outOf: first.sender.interface)
           let arrival = try inbox.arrival()

@@ -11,10 +11,10 @@ import TraitRegistry
 extension Guest {
   @Suite("The socket option TRAITS_RECV")
   struct SocketOptionTests {
-    static let families: [SocketAddress.Family] = [.ipv4, .ipv6]
+    static let families = InternetAddress.Family.allCases
 
     @Test("takes 8 bytes and no other length", arguments: families, 0...16)
-    func setLength(family: SocketAddress.Family, length: Int) throws {
+    func setLength(family: InternetAddress.Family, length: Int) throws {
       let socket = try UDPSocket(family)
       let bytes = [UInt8](repeating: 0, count: 16)
       let status = setsockopt(
@@ -28,7 +28,7 @@ extension Guest {
     }
 
     @Test("is read with 8 bytes or more, and tells the length that is needed", arguments: families)
-    func getLength(family: SocketAddress.Family) throws {
+    func getLength(family: InternetAddress.Family) throws {
       try Guest.withKeys([.bytes4, .bytes8]) { ids in
         let socket = try UDPSocket(family)
         let mask = TraitMask(ids)
@@ -59,7 +59,7 @@ extension Guest {
     }
 
     @Test("of another number is refused", arguments: families, [0, 2, 3, 4, 99])
-    func unknownOption(family: SocketAddress.Family, name: Int32) throws {
+    func unknownOption(family: InternetAddress.Family, name: Int32) throws {
       let socket = try UDPSocket(family)
       var mask: UInt64 = 0
       var length = socklen_t(8)
@@ -70,13 +70,13 @@ extension Guest {
     }
 
     @Test("refuses keys that are not registered, and then changes nothing", arguments: families)
-    func unregistered(family: SocketAddress.Family) throws {
+    func unregistered(family: InternetAddress.Family) throws {
       try Guest.withKeys([.bytes4]) { ids in
         let socket = try UDPSocket(family)
         try socket.setReceivedTraits(TraitMask(ids))
         var registry = try RegistryConnection()
         let taken = Set(try registry.keys().map(\.id))
-        let free = try #require(TraitID.all.first { !taken.contains($0) })
+        let free = try #require(TraitID.allCases.first { !taken.contains($0) })
         for mask in [TraitMask(free), TraitMask([ids[0], free]), .all] {
           expect(.noSuchKey, naming: "is not registered") { try socket.setReceivedTraits(mask) }
           #expect(try socket.receivedTraits() == TraitMask(ids))
@@ -87,10 +87,10 @@ extension Guest {
     }
 
     @Test("takes privilege, unless the key is open to be read", arguments: families)
-    func privilege(family: SocketAddress.Family) throws {
-      try Guest.withKeys([.bytes4], access: []) { closed in
-        try Guest.withKeys([.bytes4], access: .openRead) { open in
-          try Guest.withKeys([.bytes4], access: .openWrite) { writable in
+    func privilege(family: InternetAddress.Family) throws {
+      try Guest.withKeys([.bytes4], flags: []) { closed in
+        try Guest.withKeys([.bytes4], flags: .openRead) { open in
+          try Guest.withKeys([.bytes4], flags: .openWrite) { writable in
             let inherited = try UDPSocket(family)
             try inherited.setReceivedTraits(TraitMask(closed))
             try asUser {
@@ -113,8 +113,8 @@ extension Guest {
     @Test("takes privilege over the socket's namespace, over all for keys that cross namespaces")
     func privilegeInNamespace() throws {
       let traitctl = try Command.built("traitctl")
-      try Guest.withKeys([.bytes4], access: []) { local in
-        try Guest.withKeys([.bytes4], access: .crossesNetworkNamespaces) { crossing in
+      try Guest.withKeys([.bytes4], flags: []) { local in
+        try Guest.withKeys([.bytes4], flags: .crossesNetworkNamespaces) { crossing in
           var registry = try RegistryConnection()
           // Root of its own user and network namespace listens there.
           func listen(_ id: TraitID) throws -> Command.Outcome {
@@ -156,7 +156,7 @@ extension Guest {
     }
 
     @Test("forgets a key that is removed, also when its number is given out again", arguments: families)
-    func removal(family: SocketAddress.Family) throws {
+    func removal(family: InternetAddress.Family) throws {
       try Guest.withKeys([.bytes4, .bytes8]) { ids in
         let socket = try UDPSocket(family)
         try socket.setReceivedTraits(TraitMask(ids))

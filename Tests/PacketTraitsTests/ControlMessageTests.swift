@@ -2,6 +2,7 @@
 
 import CTraits
 import Glibc
+import SeededRandom
 import Testing
 
 @testable import PacketTraits
@@ -44,9 +45,9 @@ struct ControlMessageTests {
           + controlMessage(traits.records, isLast: isLast)
         let control = bytes.span.bytes.extracting(shift..<bytes.count)
         let messages = try ControlMessage.all(in: control)
-        #expect(messages.map(\.level) == [0, 0, SOL_TRAITS])
-        #expect(messages.map(\.type) == [8, 1, SCM_TRAITS])
-        #expect(messages.map(\.data.count) == [12, 1, 72])
+        #expect(messages.map(\.level) == [.ipv4, .ipv4, .traits])
+        #expect(messages.map(\.type.rawValue) == [8, 1, SCM_TRAITS])
+        #expect(messages.map(\.dataRange) == [16..<28, 48..<49, 72..<144])
         #expect(messages.map(\.isTraits) == [false, false, true])
         #expect(try Traits(controlMessages: control) == traits)
       }
@@ -93,11 +94,11 @@ struct ControlMessageTests {
     #expect(error?.code == .malformedControlData)
   }
 
-  @Test("of random bytes never trap")
-  func random() {
-    var generator = SeededGenerator(seed: 5)
+  @Test("of random bytes never trap", arguments: SeededGenerator.seeds)
+  func random(seed: UInt64) {
+    var generator = SeededGenerator(seed: seed)
     var outcomes: [TraitError.Code?: Int] = [:]
-    for _ in 0..<20_000 {
+    for _ in 0..<5_000 {
       let shift = Int.random(in: 0..<8, using: &generator)
       var bytes = generator.bytes(shift + Int.random(in: 0..<120, using: &generator))
       // Random lengths are nearly always absurd: make some of them plausible.
@@ -107,13 +108,13 @@ struct ControlMessageTests {
       }
       outcomes[parse(bytes, from: shift), default: 0] += 1
     }
-    #expect(outcomes[nil, default: 0] > 100)
-    #expect(outcomes[.malformedControlData, default: 0] > 100)
+    #expect(outcomes[nil, default: 0] > 25, "\(outcomes), seed \(seed)")
+    #expect(outcomes[.malformedControlData, default: 0] > 25, "\(outcomes), seed \(seed)")
   }
 
-  @Test("of damaged bytes never trap")
-  func damaged() throws {
-    var generator = SeededGenerator(seed: 6)
+  @Test("of damaged bytes never trap", arguments: SeededGenerator.seeds)
+  func damaged(seed: UInt64) throws {
+    var generator = SeededGenerator(seed: seed)
     var traits = Traits()
     for number in [1, 2, 30, 31, 63] as [UInt32] {
       try traits.setBytes(
@@ -123,7 +124,7 @@ struct ControlMessageTests {
       controlMessage(level: 0, type: 8, [UInt8](repeating: 1, count: 12))
       + controlMessage(traits.records)
     var outcomes: [TraitError.Code?: Int] = [:]
-    for _ in 0..<20_000 {
+    for _ in 0..<5_000 {
       var bytes = valid
       for _ in 0...Int.random(in: 0..<3, using: &generator) {
         bytes[Int.random(in: 0..<bytes.count, using: &generator)] =
@@ -135,7 +136,7 @@ struct ControlMessageTests {
       outcomes[parse(bytes, from: 0), default: 0] += 1
     }
     for code in [nil, .malformedControlData, .malformedRecords] as [TraitError.Code?] {
-      #expect(outcomes[code, default: 0] > 100, "\(outcomes)")
+      #expect(outcomes[code, default: 0] > 25, "\(outcomes), seed \(seed)")
     }
   }
 
@@ -143,7 +144,7 @@ struct ControlMessageTests {
     let control = bytes.span.bytes.extracting(start..<bytes.count)
     do {
       for message in try ControlMessage.all(in: control) {
-        if message.data.lowerBound < 16 || message.data.upperBound > control.byteCount {
+        if message.dataRange.lowerBound < 16 || message.dataRange.upperBound > control.byteCount {
           Issue.record("\(message) is outside of \(control.byteCount) bytes")
         }
       }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 
 import PacketTraits
+import SeededRandom
 import Testing
 
 func id(_ number: UInt32) -> TraitID { TraitID(rawValue: number)! }
 
 @Suite("Traits of one packet")
 struct TraitsTests {
-  @Test("agree with a dictionary over random operations", arguments: [1, 2, 3, 4] as [UInt64])
+  @Test("agree with a dictionary over random operations", arguments: SeededGenerator.seeds)
   func model(seed: UInt64) throws {
     var generator = SeededGenerator(seed: seed)
     var traits = Traits()
@@ -114,15 +115,15 @@ struct TraitsTests {
     try traits.set(UInt128(1) << 100 | 7, for: TraitKey<UInt128>(id(62)))
     try traits.set(-9, for: TraitKey<Int128>(id(63)))
 
-    #expect(traits[TraitKey<UInt32>(id(0))] == 0x1234_5678)
-    #expect(traits[TraitKey<Int32>(id(1))] == -5)
-    #expect(traits[TraitKey<UInt64>(id(2))] == UInt64.max - 1)
-    #expect(traits[TraitKey<Int64>(id(3))] == .min)
-    #expect(traits[TraitKey<UInt128>(id(62))] == UInt128(1) << 100 | 7)
-    #expect(traits[TraitKey<Int128>(id(63))] == -9)
-    #expect(traits[TraitKey<UInt32>(id(10))] == nil)
-    #expect(
-      traits.map { $0.value(as: UInt32.self) } == [0x1234_5678, UInt32(bitPattern: -5), nil, nil, nil, nil])
+    #expect(try traits.value(for: TraitKey<UInt32>(id(0))) == 0x1234_5678)
+    #expect(try traits.value(for: TraitKey<Int32>(id(1))) == -5)
+    #expect(try traits.value(for: TraitKey<UInt64>(id(2))) == UInt64.max - 1)
+    #expect(try traits.value(for: TraitKey<Int64>(id(3))) == .min)
+    #expect(try traits.value(for: TraitKey<UInt128>(id(62))) == UInt128(1) << 100 | 7)
+    #expect(try traits.value(for: TraitKey<Int128>(id(63))) == -9)
+    #expect(try traits.value(for: TraitKey<UInt32>(id(10))) == nil)
+    #expect(try traits.prefix(2).map { try $0.value() } == [0x1234_5678, UInt32(bitPattern: -5)])
+    #expect(try traits.dropFirst(4).map { try $0.value() } == [UInt128(1) << 100 | 7, .max - 8])
   }
 
   @Test("hold numbers in native byte order, bytes in theirs")
@@ -132,11 +133,23 @@ struct TraitsTests {
     let native = withUnsafeBytes(of: UInt32(0x0102_0304)) { Array($0) }
     #expect(traits.bytes(of: id(0)) == native)
 
-    let key = TraitKey<InlineArray<16, UInt8>>(id(1))
-    try traits.set([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15], for: key)
+    let key = TraitKey<TraitBytes16>(id(1))
+    let value = TraitBytes16([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
+    try traits.set(value, for: key)
     #expect(traits.bytes(of: id(1)) == Array(0..<16))
-    let value = try #require(try traits.value(for: key))
-    for index in 0..<16 { #expect(value[index] == UInt8(index)) }
+    #expect(try traits.value(for: key) == value)
+  }
+
+  @Test("are equal, as 16 bytes, if all bytes are")
+  func sixteenBytes() throws {
+    let value = TraitBytes16([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff])
+    #expect("\(value)" == "000102030405060708090a0b0c0d0eff")
+    for index in 0..<16 {
+      var other = value
+      other.bytes[index] ^= 0x80
+      #expect(other != value, "byte \(index)")
+      #expect(Set([value, other, value]).count == 2)
+    }
   }
 
   @Test("tell an absent value from one of another size")
@@ -144,10 +157,13 @@ struct TraitsTests {
     var traits = Traits()
     try traits.set(1, for: TraitKey<UInt32>(id(5)))
     #expect(try traits.value(for: TraitKey<UInt64>(id(6))) == nil)
-    #expect(traits[TraitKey<UInt64>(id(5))] == nil)
     let error = #expect(throws: TraitError.self) { try traits.value(for: TraitKey<UInt64>(id(5))) }
     #expect(error?.code == .sizeMismatch)
     #expect(error?.message == "key 5 has a value of 4 bytes, not the 8 of UInt64")
+    let element = try #require(traits.first)
+    #expect(try element.value(as: UInt32.self) == 1)
+    let same = #expect(throws: TraitError.self) { try element.value(as: UInt64.self) }
+    #expect(same == error)
   }
 
   @Test("refuse a value whose type does not keep its word")
@@ -176,7 +192,7 @@ struct TraitsTests {
     try traits.set(1, for: TraitKey<UInt32>(id(0)))
     let copy = traits
     try traits.set(2, for: TraitKey<UInt32>(id(0)))
-    #expect(copy[TraitKey<UInt32>(id(0))] == 1)
+    #expect(try copy.value(for: TraitKey<UInt32>(id(0))) == 1)
     #expect(copy != traits)
   }
 
@@ -197,7 +213,7 @@ struct KeyTests {
     #expect(TraitID(rawValue: 63)?.rawValue == 63)
     #expect(TraitID(rawValue: 64) == nil)
     #expect(TraitID(rawValue: .max) == nil)
-    #expect(TraitID.all.map(\.rawValue) == Array(0..<64))
+    #expect(TraitID.allCases.map(\.rawValue) == Array(0..<64))
   }
 
   @Test("a size is 4, 8 or 16")

@@ -2,19 +2,20 @@
 
 import CTraits
 import Glibc
+import NetworkLab
 import PacketTraits
 import SystemPackage
 import Testing
 
 @Suite("UDP sockets")
 struct UDPSocketTests {
-  static let families: [SocketAddress.Family] = [.ipv4, .ipv6]
+  static let families = InternetAddress.Family.allCases
 
-  private func loopback(_ family: SocketAddress.Family) throws -> SocketAddress {
-    try #require(SocketAddress(family == .ipv4 ? "127.0.0.1" : "::1", port: 0))
+  private func loopback(_ family: InternetAddress.Family) throws -> InternetAddress {
+    try #require(InternetAddress(family == .ipv4 ? "127.0.0.1" : "::1", port: 0))
   }
 
-  private func inbox(_ family: SocketAddress.Family) throws -> UDPSocket {
+  private func inbox(_ family: InternetAddress.Family) throws -> UDPSocket {
     let socket = try UDPSocket(family)
     try socket.bind(to: try loopback(family))
     try socket.setReceiveTimeout(.seconds(10))
@@ -25,17 +26,14 @@ struct UDPSocketTests {
     _ socket: borrowing UDPSocket, room: Int = 100, flags: MessageFlags = []
   ) throws -> ([UInt8], ReceivedDatagram) {
     var bytes = [UInt8](repeating: 0xee, count: room)
-    let datagram: ReceivedDatagram
-    do {
-      var elements = bytes.mutableSpan
-      var payload = elements.mutableBytes
-      datagram = try socket.receive(into: &payload, flags: flags)
-    }
+    let datagram = try socket.receive(into: &bytes, flags: flags)
+    #expect(bytes.count == room)
+    #expect(bytes[datagram.length...].allSatisfy { $0 == 0xee })
     return (Array(bytes[..<datagram.length]), datagram)
   }
 
   @Test("receive what is sent, without traits where none were set", arguments: families)
-  func roundTrip(family: SocketAddress.Family) throws {
+  func roundTrip(family: InternetAddress.Family) throws {
     let inbox = try inbox(family)
     let outbox = try UDPSocket(family)
     try outbox.bind(to: try loopback(family))
@@ -52,7 +50,7 @@ struct UDPSocketTests {
   }
 
   @Test("tell that the payload is cut off, and how long it was", arguments: families)
-  func truncation(family: SocketAddress.Family) throws {
+  func truncation(family: InternetAddress.Family) throws {
     let inbox = try inbox(family)
     let outbox = try UDPSocket(family)
     let payload = [UInt8](0..<50)
@@ -65,6 +63,81 @@ struct UDPSocketTests {
     #expect(!datagram.areTraitsTruncated)
   }
 
+  @Test("receive into a span as into an array", arguments: families)
+  func span(family: InternetAddress.Family) throws {
+    let inbox = try inbox(family)
+    let outbox = try UDPSocket(family)
+    try outbox.send(([1, 2, 3, 4] as [UInt8]).span.bytes, to: try inbox.localAddress())
+    var bytes: InlineArray<3, UInt8> = [0, 0, 0]
+    let datagram: ReceivedDatagram
+    do {
+      var elements = bytes.mutableSpan
+      var payload = elements.mutableBytes
+      datagram = try inbox.receive(into: &payload)
+    }
+    #expect(datagram.length == 3)
+    #expect(datagram.datagramLength == 4)
+    #expect([bytes[0], bytes[1], bytes[2]] == [1, 2, 3])
+  }
+
+  private func expectNothing(
+    _ socket: borrowing UDPSocket, flags: MessageFlags = [],
+    sourceLocation: SourceLocation = #_sourceLocation
+  ) {
+    do throws(TraitError) {
+      var bytes: [UInt8] = [0]
+      _ = try socket.receive(into: &bytes, flags: flags)
+      Issue.record("there was a datagram", sourceLocation: sourceLocation)
+    } catch {
+      #expect(error.code == .wouldBlock, sourceLocation: sourceLocation)
+      #expect(error.underlyingError == .wouldBlock, sourceLocation: sourceLocation)
+    }
+  }
+
+  /// What one recvmsg() gives.
+  private func message(
+    _ socket: borrowing UDPSocket, room: Int = 100, controlRoom: Int = 64,
+    flags: MessageFlags = []
+  ) throws -> (message: ReceivedMessage, payload: [UInt8], control: [UInt8]) {
+    var bytes = [UInt8](repeating: 0xee, count: room)
+    var controlBytes = [UInt8](repeating: 0xee, count: controlRoom)
+    let message: ReceivedMessage
+    do {
+      var elements = bytes.mutableSpan
+      var payload = elements.mutableBytes
+      var controlElements = controlBytes.mutableSpan
+      var control = controlElements.mutableBytes
+      message = try socket.fileDescriptor.receiveMessage(
+        into: &payload, control: &control, flags: flags)
+    }
+    return (
+      message, Array(bytes[..<message.length]), Array(controlBytes[..<message.controlLength])
+    )
+  }
+
+  @Test("give a message with flags only if there is something to be told", arguments: families)
+  func messageFlags(family: InternetAddress.Family) throws {
+    let inbox = try inbox(family)
+    let outbox = try UDPSocket(family)
+    let destination = try inbox.localAddress()
+    let payload = [UInt8](0..<50)
+    for _ in 0..<3 { try outbox.send(payload.span.bytes, to: destination) }
+
+    let whole = try message(inbox)
+    #expect(whole.message.flags == [])
+    #expect(whole.payload == payload)
+    #expect(whole.message.messageLength == 50)
+    let cut = try message(inbox, room: 20)
+    #expect(cut.message.flags == .truncated)
+    #expect(cut.payload == Array(0..<20))
+    #expect(cut.message.messageLength == 20)
+    // Asked for, the length is that of the message, and no index of the buffer.
+    let asked = try message(inbox, room: 20, flags: .truncated)
+    #expect(asked.message.flags == .truncated)
+    #expect(asked.payload == Array(0..<20))
+    #expect(asked.message.messageLength == 50)
+  }
+
   @Test("leave a datagram in the queue when peeking")
   func peek() throws {
     let inbox = try inbox(.ipv4)
@@ -72,8 +145,7 @@ struct UDPSocketTests {
     try outbox.send(([1, 2, 3] as [UInt8]).span.bytes, to: try inbox.localAddress())
     #expect(try receive(inbox, flags: .peek).0 == [1, 2, 3])
     #expect(try receive(inbox).0 == [1, 2, 3])
-    let error = #expect(throws: TraitError.self) { try receive(inbox, flags: .doNotWait) }
-    #expect(error?.code == .wouldBlock)
+    expectNothing(inbox, flags: .doNotWait)
   }
 
   @Test("stop waiting when the time is over")
@@ -81,14 +153,68 @@ struct UDPSocketTests {
     let inbox = try inbox(.ipv4)
     try inbox.setReceiveTimeout(.milliseconds(30))
     let start = ContinuousClock.now
-    let error = #expect(throws: TraitError.self) { try receive(inbox) }
-    #expect(error?.code == .wouldBlock)
-    #expect(error?.underlyingError == .wouldBlock)
+    expectNothing(inbox)
     #expect(ContinuousClock.now - start >= .milliseconds(20))
-    // A timeout of nothing is no wait without end.
+    // A time-out of nothing is no wait without end.
     try inbox.setReceiveTimeout(.zero)
-    #expect(throws: TraitError.self) { try receive(inbox) }
+    expectNothing(inbox)
     #expect(throws: Errno.invalidArgument) { try inbox.setReceiveTimeout(.seconds(-1)) }
+    // Longer than the kernel counts is without end, and no trap.
+    try inbox.setReceiveTimeout(.seconds(Int64.max))
+    expectNothing(inbox, flags: .doNotWait)
+  }
+
+  @Test("stop waiting when the time is over, however many signals come")
+  func interruptedTimeout() throws {
+    let inbox = try inbox(.ipv4)
+    // Longer than from one signal to the next, which must not begin it anew.
+    try inbox.setReceiveTimeout(.milliseconds(200))
+    try whileInterrupted { signals in
+      let before = signals.count
+      let start = ContinuousClock.now
+      expectNothing(inbox)
+      let time = ContinuousClock.now - start
+      #expect(time >= .milliseconds(190))
+      #expect(time < .seconds(5))
+      #expect(signals.count - before > 3, "there were too few signals to prove anything")
+    }
+  }
+
+  @Test("receive what comes after signals", arguments: [nil, .seconds(30)] as [Duration?])
+  func interrupted(timeout: Duration?) throws {
+    let inbox = try inbox(.ipv4)
+    try inbox.setReceiveTimeout(timeout)
+    let destination = try inbox.localAddress()
+    let outbox = try UDPSocket(.ipv4)
+    try whileInterrupted { signals in
+      let before = signals.count
+      _ = try repeating {
+        // Not before the receiver has been interrupted many times.
+        usleep(100_000)
+        try outbox.send(([1, 2, 3] as [UInt8]).span.bytes, to: destination)
+      } during: { _ in
+        let (bytes, _) = try receive(inbox)
+        #expect(bytes == [1, 2, 3])
+        #expect(signals.count - before > 3, "there were too few signals to prove anything")
+      }
+    }
+  }
+
+  @Test("tell of a signal who wants to know")
+  func notRetried() throws {
+    let inbox = try inbox(.ipv4)
+    try whileInterrupted { _ in
+      _ = #expect(throws: Errno.interrupted) {
+        var bytes: [UInt8] = [0]
+        var control: [UInt8] = []
+        var elements = bytes.mutableSpan
+        var payload = elements.mutableBytes
+        var controlElements = control.mutableSpan
+        var raw = controlElements.mutableBytes
+        _ = try inbox.fileDescriptor.receiveMessage(
+          into: &payload, control: &raw, retryOnInterrupt: false)
+      }
+    }
   }
 
   @Test("of IPv6 receive IPv4 from mapped addresses, unless told not to")
@@ -98,7 +224,7 @@ struct UDPSocketTests {
     try inbox.setReceiveTimeout(.seconds(10))
     let port = try inbox.localAddress().port
     let outbox = try UDPSocket(.ipv4)
-    let destination = try #require(SocketAddress("127.0.0.1", port: port))
+    let destination = try #require(InternetAddress("127.0.0.1", port: port))
     try outbox.send(([7] as [UInt8]).span.bytes, to: destination)
     let (_, datagram) = try receive(inbox)
     #expect(datagram.source?.host == "::ffff:127.0.0.1")
@@ -106,9 +232,39 @@ struct UDPSocketTests {
     let only = try UDPSocket(.ipv6)
     try only.setIPv6Only(true)
     try only.bind(to: .any(.ipv6, port: 0))
-    let refused = try #require(SocketAddress("127.0.0.1", port: try only.localAddress().port))
+    let refused = try #require(
+      InternetAddress("127.0.0.1", port: try only.localAddress().port))
     try outbox.send(([7] as [UInt8]).span.bytes, to: refused)
-    #expect(throws: TraitError.self) { try receive(only, flags: .doNotWait) }
+    expectNothing(only, flags: .doNotWait)
+    // What is of IPv6 and was sent later does come.
+    let accepted = try #require(InternetAddress("::1", port: refused.port))
+    try UDPSocket(.ipv6).send(([8] as [UInt8]).span.bytes, to: accepted)
+    try only.setReceiveTimeout(.seconds(10))
+    #expect(try receive(only).0 == [8])
+    expectNothing(only, flags: .doNotWait)
+  }
+
+  private static let mayMakeNetworks = (try? inNewNetwork { true }) == true
+
+  @Test(
+    "of IPv6 receive IPv4, whatever the default is",
+    .enabled(if: mayMakeNetworks, "it takes the right to make a network namespace"))
+  func bindV6Only() throws {
+    func isOnly(_ descriptor: Int32) throws -> Bool {
+      var value: Int32 = -1
+      var length = socklen_t(4)
+      try #require(
+        getsockopt(descriptor, Int32(IPPROTO_IPV6), IPV6_V6ONLY, &value, &length) == 0)
+      return value != 0
+    }
+    try inNewNetwork {
+      try setKernelParameter("net/ipv6/bindv6only", "1")
+      let plain = Glibc.socket(AF_INET6, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+      defer { Glibc.close(plain) }
+      #expect(try isOnly(plain), "the parameter has no effect, so that nothing is proven")
+      let socket = try UDPSocket(.ipv6)
+      #expect(try !isOnly(socket.fileDescriptor.rawValue))
+    }
   }
 
   @Test("hand over control messages of other options")
@@ -118,36 +274,20 @@ struct UDPSocketTests {
     try #require(
       setsockopt(inbox.fileDescriptor.rawValue, SOL_SOCKET, SO_TIMESTAMP, &on, 4) == 0)
     let outbox = try UDPSocket(.ipv4)
-    var bytes: [UInt8] = [1, 2, 3]
+    let bytes: [UInt8] = [1, 2, 3]
     try outbox.send(bytes.span.bytes, to: try inbox.localAddress())
     try outbox.send(bytes.span.bytes, to: try inbox.localAddress())
 
-    var control = [UInt8](repeating: 0, count: 64)
-    let message: ReceivedMessage
-    do {
-      var payloadElements = bytes.mutableSpan
-      var payload = payloadElements.mutableBytes
-      var controlElements = control.mutableSpan
-      var raw = controlElements.mutableBytes
-      message = try inbox.fileDescriptor.receiveMessage(into: &payload, control: &raw)
-    }
-    #expect(message.length == 3)
-    #expect(!message.flags.contains(.controlTruncated))
-    let messages = try ControlMessage.all(in: control.span.bytes.extracting(0..<message.controlLength))
-    #expect(messages.map(\.level) == [SOL_SOCKET])
-    #expect(messages.map(\.data.count) == [16])
+    let whole = try message(inbox)
+    #expect(whole.payload == bytes)
+    #expect(whole.message.flags == [])
+    let messages = try ControlMessage.all(in: whole.control.span.bytes)
+    #expect(messages.map(\.level) == [.socket])
+    #expect(messages.map(\.dataRange.count) == [16])
 
-    let cut: ReceivedMessage
-    do {
-      var payloadElements = bytes.mutableSpan
-      var payload = payloadElements.mutableBytes
-      var none: [UInt8] = []
-      var controlElements = none.mutableSpan
-      var raw = controlElements.mutableBytes
-      cut = try inbox.fileDescriptor.receiveMessage(into: &payload, control: &raw)
-    }
-    #expect(cut.flags.contains(.controlTruncated))
-    #expect(cut.controlLength == 0)
+    let cut = try message(inbox, controlRoom: 0)
+    #expect(cut.message.flags == .controlTruncated)
+    #expect(cut.message.controlLength == 0)
   }
 
   @Test("are close-on-exec")
@@ -156,36 +296,99 @@ struct UDPSocketTests {
     #expect(fcntl(socket.fileDescriptor.rawValue, F_GETFD) & FD_CLOEXEC != 0)
   }
 
-  @Test("close what they own when dropped, and not what they gave up")
-  func ownership() throws {
-    var ends: [Int32] = [0, 0]
-    try #require(
-      socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
-    let other = FileDescriptor(rawValue: ends[1])
-    defer { try? other.close() }
-
-    let released = UDPSocket(owning: FileDescriptor(rawValue: ends[0])).release()
-    #expect(recv(ends[1], nil, 0, Int32(MSG_DONTWAIT)) == -1)
-    #expect(errno == EAGAIN)
-
-    drop(UDPSocket(owning: released))
-    var byte: UInt8 = 0
-    #expect(recv(ends[1], &byte, 1, Int32(MSG_DONTWAIT)) == 0, "the other end is still open")
+  /// What a descriptor stands for; nil if it is not open. Its number alone may
+  /// have been given to another file, by another test, since it was closed.
+  private func identity(_ descriptor: FileDescriptor) -> [UInt64]? {
+    var status = stat()
+    guard fstat(descriptor.rawValue, &status) == 0 else { return nil }
+    return [UInt64(status.st_dev), UInt64(status.st_ino)]
   }
 
   private func drop(_ socket: consuming UDPSocket) {}
 
-  @Test("report closing errors")
+  @Test("close what they own when dropped, and not what they gave up")
+  func ownership() throws {
+    let descriptor = try UDPSocket(.ipv4).release()
+    let original = try #require(identity(descriptor))
+
+    let again = try UDPSocket(owning: descriptor).release()
+    #expect(again == descriptor)
+    #expect(identity(descriptor) == original)
+
+    drop(try UDPSocket(owning: descriptor))
+    #expect(identity(descriptor) != original, "it is still open")
+  }
+
+  @Test("live as long as the variable that holds them")
+  func scope() throws {
+    var descriptor = FileDescriptor(rawValue: -1)
+    var original: [UInt64]?
+    do {
+      let socket = try UDPSocket(.ipv4)
+      descriptor = socket.fileDescriptor
+      original = identity(descriptor)
+      #expect(identity(descriptor) == original)
+    }
+    #expect(identity(descriptor) != original, "it is still open")
+  }
+
+  @Test("close once, and report an error of that")
   func closing() throws {
-    let socket = try UDPSocket(.ipv4)
-    try socket.close()
-    #expect(throws: Errno.badFileDescriptor) {
-      try UDPSocket(owning: FileDescriptor(rawValue: -1)).close()
+    // A number so high that no other test is given it when it is free.
+    let source = try UDPSocket(.ipv4)
+    let number = fcntl(source.fileDescriptor.rawValue, F_DUPFD_CLOEXEC, 900)
+    try #require(number >= 900)
+    let descriptor = FileDescriptor(rawValue: number)
+    let original = try #require(identity(descriptor))
+
+    do {
+      let socket = try UDPSocket(owning: descriptor)
+      try socket.close()
+      #expect(identity(descriptor) == nil, "it is still open")
+      // Whoever has the number now must not lose it to the socket that is gone.
+      try #require(fcntl(source.fileDescriptor.rawValue, F_DUPFD_CLOEXEC, number) == number)
+    }
+    #expect(identity(descriptor) == original, "it was closed a second time")
+
+    let robbed = try UDPSocket(owning: descriptor)
+    Glibc.close(number)
+    do throws(Errno) {
+      try robbed.close()
+      Issue.record("there was no error")
+    } catch {
+      #expect(error == .badFileDescriptor)
+    }
+  }
+
+  @Test("are not made of descriptors of other kinds, which stay open")
+  func otherKinds() throws {
+    let stream = Int32(SOCK_STREAM.rawValue)
+    let datagram = Int32(SOCK_DGRAM.rawValue)
+    for (family, type, proto) in [
+      (AF_INET, stream, 0), (AF_INET6, stream, 0), (AF_UNIX, datagram, 0), (AF_UNIX, stream, 0),
+      // UDP-Lite
+      (AF_INET, datagram, 136),
+    ] {
+      let number = socket(family, type | Int32(SOCK_CLOEXEC.rawValue), Int32(proto))
+      // Not every kernel has all of these.
+      guard number >= 0 else { continue }
+      let descriptor = FileDescriptor(rawValue: number)
+      defer { try? descriptor.close() }
+      let original = identity(descriptor)
+      let error = #expect(throws: TraitError.self) {
+        try UDPSocket(owning: descriptor).fileDescriptor
+      }
+      #expect(error?.code == .unsupportedSocket)
+      #expect(
+        error?.message.hasPrefix(
+          "descriptor \(number) is a socket of domain \(family), type \(type) and protocol ") == true,
+        "\(String(describing: error))")
+      #expect(identity(descriptor) == original)
     }
   }
 
   @Test("say whether this kernel has packet traits", arguments: families)
-  func support(family: SocketAddress.Family) throws {
+  func support(family: InternetAddress.Family) throws {
     let socket = try UDPSocket(family)
     if try Traits.isSupportedByKernel() {
       try socket.setReceivedTraits([])
@@ -195,6 +398,10 @@ struct UDPSocketTests {
       #expect(error?.code == .unsupportedKernel)
       #expect(error?.message == "this kernel has no packet traits")
       #expect(error?.underlyingError == .protocolNotAvailable)
+      let asked = #expect(throws: TraitError.self) { try socket.receivedTraits() }
+      #expect(asked?.code == .unsupportedKernel)
+      #expect(asked?.message == "this kernel has no packet traits")
+      #expect(asked?.underlyingError != nil)
     }
   }
 
@@ -207,21 +414,36 @@ struct UDPSocketTests {
     }
     #expect(throws: Errno.notSocket) { try read.setReceivedTraits([]) }
     #expect(throws: Errno.notSocket) { try read.receivedTraits() }
-    var bytes: [UInt8] = [0]
-    var elements = bytes.mutableSpan
-    var payload = elements.mutableBytes
-    do {
-      _ = try read.receiveDatagram(into: &payload)
-      Issue.record("a pipe gave a datagram")
-    } catch {
-      #expect(error.code == .systemCall)
-      #expect(error.underlyingError == .notSocket)
+    #expect(throws: Errno.notSocket) {
+      var bytes: [UInt8] = [0]
+      var control: [UInt8] = []
+      var elements = bytes.mutableSpan
+      var payload = elements.mutableBytes
+      var controlElements = control.mutableSpan
+      var raw = controlElements.mutableBytes
+      _ = try read.receiveMessage(into: &payload, control: &raw)
+    }
+    let none = #expect(throws: TraitError.self) { try UDPSocket(owning: read).fileDescriptor }
+    #expect(none?.code == .unsupportedSocket)
+    #expect(none?.underlyingError == .notSocket)
+    let closed = #expect(throws: TraitError.self) {
+      try UDPSocket(owning: FileDescriptor(rawValue: -1)).fileDescriptor
+    }
+    #expect(closed?.code == .systemCall)
+    #expect(closed?.underlyingError == .badFileDescriptor)
+
+    let outbox = try inbox(.ipv4)
+    #expect(throws: Errno.addressInUse) {
+      try UDPSocket(.ipv4).bind(to: try outbox.localAddress())
+    }
+    #expect(throws: Errno.messageTooLong) {
+      try outbox.send([UInt8](repeating: 0, count: 70_000).span.bytes, to: try outbox.localAddress())
     }
   }
 }
 
 @Suite("Addresses")
-struct SocketAddressTests {
+struct InternetAddressTests {
   @Test(
     "are read and written",
     arguments: [
@@ -230,22 +452,41 @@ struct SocketAddressTests {
       ("::ffff:192.0.2.1", "[::ffff:192.0.2.1]:53"), ("fe80::1%7", "[fe80::1%7]:53"),
     ])
   func notation(host: String, whole: String) throws {
-    let address = try #require(SocketAddress(host, port: 53))
+    let address = try #require(InternetAddress(host, port: 53))
     #expect(address.host == host)
     #expect(address.description == whole)
     #expect(address.port == 53)
     #expect(address.family == (host.contains(":") ? .ipv6 : .ipv4))
-    #expect(address == SocketAddress(host, port: 53))
-    #expect(address != SocketAddress(host, port: 54))
+    #expect(address == InternetAddress(host, port: 53))
+    #expect(address != InternetAddress(host, port: 54))
+  }
+
+  @Test("have the number of the interface that they name")
+  func scope() throws {
+    #expect(InternetAddress("fe80::1%lo", port: 1)?.scope == if_nametoindex("lo"))
+    #expect(InternetAddress("fe80::1%4294967295", port: 1)?.scope == .max)
+    #expect(InternetAddress("fe80::1", port: 1)?.scope == 0)
   }
 
   @Test(
     "that are none are refused",
     arguments: [
       "", "localhost", "1.2.3", "1.2.3.4.5", "256.1.1.1", "::1::", "fe80::1%", "fe80::1%nosuchif",
-      "1.2.3.4%1",
+      "1.2.3.4%1", "fe80::1%+5", "fe80::1%-5", "fe80::1%0", "fe80::1% 5", "fe80::1%0x5", "fe80::1%4294967296",
+      "fe80::1%5%5",
     ])
   func refused(host: String) {
-    #expect(SocketAddress(host, port: 1) == nil)
+    #expect(InternetAddress(host, port: 1) == nil)
+  }
+
+  @Test("with a NUL in them are refused, wherever it is")
+  func nul() {
+    // Not arguments, which the runner would print as they are.
+    for host in [
+      "\0", "1.2.3.4\0", "1.2.3.4\0.5", "\u{0}1.2.3.4", "::1\0", "fe80::1\0%1", "fe80::1%lo\0",
+      "fe80::1%1\0",
+    ] {
+      #expect(InternetAddress(host, port: 1) == nil, "\(host.debugDescription)")
+    }
   }
 }

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: MIT
 
+import ArgumentParser
 import NetworkLab
 import PacketTraits
+import SystemPackage
 import Testing
+
+@testable import TraitRegistry
+@testable import traitctl
 
 let isSupported = (try? Traits.isSupportedByKernel()) ?? false
 
@@ -68,5 +73,112 @@ struct TraitctlTests {
     #expect(outcome.status == 69)
     #expect(outcome.output.isEmpty)
     #expect(outcome.errors.hasSuffix(": this kernel has no packet traits\n"), "\(outcome.errors)")
+  }
+
+  @Test(
+    "ends in silence when nobody reads its output",
+    arguments: [["--help"], ["keys", "add", "--help"], ["listen", "--help"]])
+  func brokenPipe(arguments: [String]) throws {
+    let outcome = try withoutReader(arguments)
+    #expect(outcome.output == "0\n")
+    #expect(outcome.errors.isEmpty)
+  }
+
+  @Test("takes a pipe that nobody reads for the end, and no other error")
+  func brokenPipeError() throws {
+    let end = #expect(throws: ExitCode.self) {
+      try reportingErrors { throw Errno.brokenPipe }
+    }
+    #expect(end == .success)
+    let failure = #expect(throws: ExitCode.self) {
+      try reportingErrors { throw Errno.ioError }
+    }
+    #expect(failure == .failure)
+    let unsupported = #expect(throws: ExitCode.self) {
+      try reportingErrors { throw TraitError(.unsupportedKernel, "this is a test") }
+    }
+    #expect(unsupported == ExitCode(69))
+  }
+}
+
+/// Runs traitctl with its output a pipe that has no reader any more, for sure;
+/// the outcome's output is its exit status.
+func withoutReader(_ arguments: [String]) throws -> Command.Outcome {
+  try Command(
+    [
+      "bash", "-c", "exec 3> >(exec true); wait $!; \"$0\" \"$@\" >&3; echo $?",
+      try Command.built("traitctl"),
+    ] + arguments
+  ).wait()
+}
+
+@Suite("Asking for all keys")
+struct AskForAllTests {
+  private let keys = (0..<4).map {
+    RegisteredKey(
+      id: TraitID(rawValue: UInt32($0))!, name: "key\($0)", size: .bytes4, flags: [])
+  }
+
+  /// A registry and a socket, of which a key may be gone when it is asked for.
+  private func ask(
+    _ attempts: Int = 100,
+    closed: TraitMask = [],
+    removingBefore isRemoved: (_ round: Int) -> TraitMask
+  ) throws -> (names: [String], mask: TraitMask, rounds: Int) {
+    var mask: TraitMask = []
+    var rounds = 0
+    let granted = try askForAll(attempts: attempts) { () throws(TraitError) in
+      rounds += 1
+      return keys.filter { rounds == 1 || !isRemoved(rounds - 1).contains($0.id) }
+    } asking: { asked throws(TraitError) in
+      if !asked.isDisjoint(with: closed) { throw TraitError(.notPermitted, "closed") }
+      // One by one all are still there, and together not.
+      if asked.count > 1, !asked.isDisjoint(with: isRemoved(rounds)) {
+        throw TraitError(.noSuchKey, "gone")
+      }
+      mask = asked
+    }
+    return (granted.map(\.name), mask, rounds)
+  }
+
+  @Test("gives those that are granted")
+  func granted() throws {
+    let all = try ask { _ in [] }
+    #expect(all.names == ["key0", "key1", "key2", "key3"])
+    #expect(all.mask.rawValue == 15)
+    #expect(all.rounds == 1)
+    let open = try ask(closed: TraitMask(rawValue: 0b0101)) { _ in [] }
+    #expect(open.names == ["key1", "key3"])
+    #expect(open.mask.rawValue == 0b1010)
+    let none = try ask(closed: .all) { _ in [] }
+    #expect(none.names.isEmpty)
+    #expect(none.mask.isEmpty)
+  }
+
+  @Test("lists anew when a key is removed meanwhile, but not for ever")
+  func removed() throws {
+    let once = try ask { _ in TraitMask(rawValue: 0b0010) }
+    #expect(once.names == ["key0", "key2", "key3"])
+    #expect(once.mask.rawValue == 0b1101)
+    #expect(once.rounds == 2)
+
+    // Another one each time.
+    let error = #expect(throws: TraitError.self) {
+      try ask(7) { TraitMask(rawValue: 1 << UInt64($0 % 4)) }
+    }
+    #expect(error?.code == .registryChanging)
+    #expect(error?.message == "keys were removed each of the 7 times that they were asked for")
+  }
+
+  @Test("passes on other errors")
+  func other() throws {
+    let error = #expect(throws: TraitError.self) {
+      try askForAll { () throws(TraitError) in
+        keys
+      } asking: { _ throws(TraitError) in
+        throw TraitError(.unsupportedKernel, "none")
+      }
+    }
+    #expect(error?.code == .unsupportedKernel)
   }
 }

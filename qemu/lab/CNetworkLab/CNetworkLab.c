@@ -16,6 +16,11 @@ int lab_enter_network_namespace(int descriptor)
 	return setns(descriptor, CLONE_NEWNET) ? errno : 0;
 }
 
+int lab_make_network_namespace(void)
+{
+	return unshare(CLONE_NEWNET) ? errno : 0;
+}
+
 int lab_drop_thread_privilege(unsigned int user)
 {
 	/* glibc's own functions would change all threads. To leave user 0

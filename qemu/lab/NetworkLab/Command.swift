@@ -3,6 +3,9 @@
 internal import Glibc
 
 /// A program that runs beside this one, its output caught.
+///
+/// It leads a process group of its own, which is killed as a whole: whatever
+/// the program started goes with it, unless that made a group of its own, too.
 public final class Command {
   /// What a program left when it ended.
   public struct Outcome: Sendable {
@@ -23,8 +26,8 @@ public final class Command {
   /// - Parameters:
   ///   - arguments: The program, a path or a name to be looked up in `PATH`,
   ///     and its arguments.
-  ///   - limit: Seconds after which it is killed.
-  public static func run(_ arguments: String..., limit: Int = 60) throws -> Outcome {
+  ///   - limit: How long it may take, before it is killed.
+  public static func run(_ arguments: String..., limit: Duration = .seconds(60)) throws -> Outcome {
     try Command(arguments).wait(limit: limit)
   }
 
@@ -39,27 +42,45 @@ public final class Command {
     return outcome.output
   }
 
-  /// Starts a program, and goes on.
-  public init(_ arguments: [String]) throws {
+  /// Starts a program, and goes on. Signals do to it what they do by default,
+  /// whatever this process made of them.
+  ///
+  /// - Parameters:
+  ///   - arguments: The program, a path or a name to be looked up in `PATH`,
+  ///     and its arguments.
+  ///   - input: What the program can read, a few kilobytes at most.
+  public init(_ arguments: [String], input: String = "") throws {
     // Sockets and not pipes, as these can be made close-on-exec at once.
     let (output, outputEnd) = try Self.channel()
     let (errors, errorsEnd) = try Self.channel()
-    defer {
-      close(outputEnd)
-      close(errorsEnd)
-    }
+    let inputEnd = try Self.channel(holding: input)
+    defer { for end in [outputEnd, errorsEnd, inputEnd] { close(end) } }
 
     var actions = posix_spawn_file_actions_t()
     posix_spawn_file_actions_init(&actions)
     defer { posix_spawn_file_actions_destroy(&actions) }
-    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
+    posix_spawn_file_actions_adddup2(&actions, inputEnd, 0)
     posix_spawn_file_actions_adddup2(&actions, outputEnd, 1)
     posix_spawn_file_actions_adddup2(&actions, errorsEnd, 2)
+
+    var attributes = posix_spawnattr_t()
+    posix_spawnattr_init(&attributes)
+    defer { posix_spawnattr_destroy(&attributes) }
+    var signals = sigset_t()
+    sigemptyset(&signals)
+    posix_spawnattr_setsigmask(&attributes, &signals)
+    sigfillset(&signals)
+    posix_spawnattr_setsigdefault(&attributes, &signals)
+    // Group 0 is the one of the program's own number.
+    posix_spawnattr_setpgroup(&attributes, 0)
+    posix_spawnattr_setflags(
+      &attributes,
+      Int16(POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK))
 
     var pointers = arguments.map { strdup($0) } + [nil]
     defer { pointers.forEach { free($0) } }
     var process: pid_t = 0
-    let error = posix_spawnp(&process, arguments[0], &actions, nil, &pointers, environ)
+    let error = posix_spawnp(&process, arguments[0], &actions, &attributes, &pointers, environ)
     guard error == 0 else {
       close(output)
       close(errors)
@@ -72,11 +93,7 @@ public final class Command {
   }
 
   deinit {
-    if !hasEnded {
-      kill(process, SIGKILL)
-      var status: Int32 = 0
-      waitpid(process, &status, 0)
-    }
+    if !hasEnded { killAll() }
     close(output)
     close(errors)
   }
@@ -89,6 +106,19 @@ public final class Command {
     return (ends[0], ends[1])
   }
 
+  /// A socket to read this text from, and then its end.
+  private static func channel(holding text: String) throws -> Int32 {
+    let (end, otherEnd) = try channel()
+    defer { close(otherEnd) }
+    // What is written at once fits, or waiting for a reader would be for ever.
+    let count = send(otherEnd, text, text.utf8.count, Int32(MSG_DONTWAIT | MSG_NOSIGNAL))
+    guard count == text.utf8.count else {
+      close(end)
+      throw LabError("the input of \(text.utf8.count) bytes is too long")
+    }
+    return end
+  }
+
   /// Whether the program has ended, or will without anybody's help: it has
   /// closed its output.
   public func hasFinished() throws -> Bool {
@@ -96,42 +126,91 @@ public final class Command {
     return poll(&waiting, 1, 0) > 0 && Int32(waiting.revents) & POLLHUP != 0
   }
 
-  /// Waits for the program's end.
+  /// Waits for the program's end, and for that of its output: whatever it
+  /// started and left behind with it counts, too.
   ///
-  /// - Parameter limit: Seconds after which it is killed.
-  public func wait(limit: Int = 60) throws -> Outcome {
+  /// - Parameter limit: How long that may take. Then the whole process group is
+  ///   killed, and an error tells what was printed so far.
+  public func wait(limit: Duration = .seconds(60)) throws -> Outcome {
     precondition(!hasEnded, "the program has been waited for")
+    let end = ContinuousClock.now + limit
     var texts: [Int32: [UInt8]] = [output: [], errors: []]
-    var open = [output, errors]
-    let end = ContinuousClock.now + .seconds(limit)
-    var buffer = [UInt8](repeating: 0, count: 65536)
-    while !open.isEmpty {
-      var waiting = open.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-      let left = end - ContinuousClock.now
-      guard left > .zero else {
-        throw LabError(
-          "\(arguments.joined(separator: " ")) had not ended after \(limit) seconds; it printed: "
-            + texts.values.map { String(decoding: $0, as: UTF8.self) }.joined())
-      }
-      guard poll(&waiting, nfds_t(waiting.count), Int32(left.components.seconds * 1000 + 1000)) > 0
-      else { continue }
-      for entry in waiting where entry.revents != 0 {
-        let count = read(entry.fd, &buffer, buffer.count)
-        if count > 0 {
-          texts[entry.fd]?.append(contentsOf: buffer[..<count])
-        } else {
-          open.removeAll { $0 == entry.fd }
-        }
-      }
+    guard try collect(&texts, until: end), let status = try reap(until: end) else {
+      killAll()
+      throw LabError(
+        "\(arguments.joined(separator: " ")) had not ended after \(limit) and was killed; it printed: "
+          + [output, errors].map { String(decoding: texts[$0] ?? [], as: UTF8.self) }.joined())
     }
-    var status: Int32 = 0
-    while waitpid(process, &status, 0) < 0 && errno == EINTR {}
-    hasEnded = true
     let signal = status & 0x7f
     return Outcome(
       status: signal == 0 ? (status >> 8) & 0xff : 128 + signal,
       output: String(decoding: texts[output] ?? [], as: UTF8.self),
       errors: String(decoding: texts[errors] ?? [], as: UTF8.self))
+  }
+
+  /// Reads output and errors to their ends.
+  ///
+  /// - Returns: Whether they came in time.
+  private func collect(
+    _ texts: inout [Int32: [UInt8]], until end: ContinuousClock.Instant
+  ) throws -> Bool {
+    var open = [output, errors]
+    var buffer = [UInt8](repeating: 0, count: 65536)
+    while !open.isEmpty {
+      let left = end - ContinuousClock.now
+      guard left > .zero else { return false }
+      // Rounded up, and no more than poll() takes: the time is looked at again.
+      let (seconds, attoseconds) = left.components
+      let milliseconds = min(seconds, 1_000_000) * 1000 + attoseconds / 1_000_000_000_000_000 + 1
+      var waiting = open.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+      guard poll(&waiting, nfds_t(waiting.count), Int32(milliseconds)) >= 0 else {
+        guard errno == EINTR else { throw LabError("poll: \(String(cString: strerror(errno)))") }
+        continue
+      }
+      for entry in waiting where entry.revents != 0 {
+        let count = read(entry.fd, &buffer, buffer.count)
+        if count > 0 {
+          texts[entry.fd]?.append(contentsOf: buffer[..<count])
+        } else if count == 0 {
+          open.removeAll { $0 == entry.fd }
+        } else if errno != EINTR {
+          throw LabError("read: \(String(cString: strerror(errno)))")
+        }
+      }
+    }
+    return true
+  }
+
+  /// Waits for the process itself, which may go on without its output.
+  ///
+  /// - Returns: Its status, as waitpid(2) has it, or nil if it did not end in
+  ///   time.
+  private func reap(until end: ContinuousClock.Instant) throws -> Int32? {
+    while true {
+      var status: Int32 = 0
+      let ended = waitpid(process, &status, WNOHANG)
+      if ended == process {
+        hasEnded = true
+        return status
+      }
+      guard ended == 0 || errno == EINTR else {
+        // Somebody else waited for it: its number may be another's by now.
+        hasEnded = true
+        throw LabError("waitpid: \(String(cString: strerror(errno)))")
+      }
+      guard ContinuousClock.now < end else { return nil }
+      usleep(1000)
+    }
+  }
+
+  /// Ends the program and what it started.
+  private func killAll() {
+    // Until it is waited for nobody else can have its number, or its group's.
+    guard !hasEnded else { return }
+    kill(-process, SIGKILL)
+    var status: Int32 = 0
+    while waitpid(process, &status, 0) < 0 && errno == EINTR {}
+    hasEnded = true
   }
 }
 

@@ -5,58 +5,28 @@ internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 
-/// Runs `body` on a thread of its own, and waits for it.
-///
-/// For what a thread cannot undo, or what must not happen to other threads: to
-/// enter a network namespace, to give up privilege.
-public func onOwnThread<Value: ~Copyable>(_ body: () throws -> Value) throws -> Value {
-  let outcome = ThreadOutcome<Value>()
-  try withoutActuallyEscaping(body) { body in
-    let work = ThreadWork {
-      do { outcome.result = .success(try body()) } catch { outcome.result = .failure(error) }
-    }
-    try withExtendedLifetime(work) {
-      var thread = pthread_t()
-      let error = pthread_create(
-        &thread, nil,
-        { argument in
-          Unmanaged<ThreadWork>.fromOpaque(argument!).takeUnretainedValue().run()
-          return nil
-        }, Unmanaged.passUnretained(work).toOpaque())
-      guard error == 0 else {
-        throw LabError("a thread cannot be made: \(String(cString: strerror(error)))")
-      }
-      pthread_join(thread, nil)
-    }
-  }
-  guard let result = outcome.result.take() else {
-    throw LabError("the thread ended without an outcome")
-  }
-  return try result.get()
-}
-
-private final class ThreadWork {
-  let run: () -> Void
-
-  init(_ run: @escaping () -> Void) { self.run = run }
-}
-
-private final class ThreadOutcome<Value: ~Copyable> {
-  var result: Result<Value, any Error>?
-}
-
-/// Runs `body` on a thread without privilege, and waits for it.
-///
-/// - Parameter user: Whom to become, not 0.
-public func asUser<Value: ~Copyable>(
-  _ user: UInt32 = 65534, _ body: () throws -> Value
-) throws -> Value {
+/// Runs `body` on a thread in a network namespace without a name, which has
+/// nothing but a loopback interface that is down, and waits for it.
+public func inNewNetwork<Value: ~Copyable>(_ body: () throws -> Value) throws -> Value {
   try onOwnThread {
-    let error = lab_drop_thread_privilege(user)
+    let error = lab_make_network_namespace()
     guard error == 0 else {
-      throw LabError("cannot become user \(user): \(String(cString: strerror(error)))")
+      throw LabError("a network namespace cannot be made: \(String(cString: strerror(error)))")
     }
     return try body()
+  }
+}
+
+/// Sets a kernel parameter, as `net/ipv4/ip_forward`: of the thread's network
+/// namespace if it is under `net`.
+public func setKernelParameter(_ path: String, _ value: String) throws {
+  let descriptor = open("/proc/sys/" + path, O_WRONLY | O_CLOEXEC)
+  guard descriptor >= 0 else {
+    throw LabError("/proc/sys/\(path): \(String(cString: strerror(errno)))")
+  }
+  defer { close(descriptor) }
+  guard write(descriptor, value, value.utf8.count) == value.utf8.count else {
+    throw LabError("/proc/sys/\(path) = \(value): \(String(cString: strerror(errno)))")
   }
 }
 
@@ -103,6 +73,16 @@ public struct NetworkNamespace: Sendable {
     return outcome.output
   }
 
+  /// Runs `ip` once in the namespace, for all of these lines of arguments.
+  public func ip(lines: [String]) throws {
+    let command = ["ip", "-n", name, "-batch", "-"]
+    let outcome = try Command(command, input: lines.map { $0 + "\n" }.joined()).wait()
+    guard outcome.status == 0 else {
+      throw LabError(
+        "\(command.joined(separator: " ")): exit status \(outcome.status): \(outcome.errors)\(lines)")
+    }
+  }
+
   /// Runs `body` on a thread in the namespace, and waits for it. Sockets that
   /// it makes stay in the namespace.
   public func run<Value: ~Copyable>(_ body: () throws -> Value) throws -> Value {
@@ -122,15 +102,6 @@ public struct NetworkNamespace: Sendable {
 
   /// Sets a kernel parameter of the namespace, as `net/ipv4/ip_forward`.
   public func setParameter(_ path: String, _ value: String) throws {
-    try run {
-      let descriptor = open("/proc/sys/" + path, O_WRONLY | O_CLOEXEC)
-      guard descriptor >= 0 else {
-        throw LabError("/proc/sys/\(path): \(String(cString: strerror(errno)))")
-      }
-      defer { close(descriptor) }
-      guard write(descriptor, value, value.utf8.count) == value.utf8.count else {
-        throw LabError("/proc/sys/\(path) = \(value): \(String(cString: strerror(errno)))")
-      }
-    }
+    try run { try setKernelParameter(path, value) }
   }
 }

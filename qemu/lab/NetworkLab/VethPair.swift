@@ -14,9 +14,9 @@ public struct VethPair: Sendable {
     public let ipv4: String
     public let ipv6: String
 
-    public func address(_ family: SocketAddress.Family, port: UInt16) throws -> SocketAddress {
+    public func address(_ family: InternetAddress.Family, port: UInt16) throws -> InternetAddress {
       let host = family == .ipv4 ? ipv4 : ipv6
-      guard let address = SocketAddress(host, port: port) else {
+      guard let address = InternetAddress(host, port: port) else {
         throw LabError("\(host) is no address")
       }
       return address
@@ -49,10 +49,12 @@ public struct VethPair: Sendable {
     }
 
     private func configure() throws {
-      try namespace.ip("address", "add", "\(ipv4)/24", "dev", interface)
-      // Without duplicate address detection, which takes a second.
-      try namespace.ip("address", "add", "\(ipv6)/64", "dev", interface, "nodad")
-      try namespace.ip("link", "set", interface, "up")
+      try namespace.ip(lines: [
+        "address add \(ipv4)/24 dev \(interface)",
+        // Without duplicate address detection, which takes a second.
+        "address add \(ipv6)/64 dev \(interface) nodad",
+        "link set \(interface) up",
+      ])
     }
 
     fileprivate static func configure(_ ends: [End]) throws {
@@ -95,7 +97,7 @@ public struct VethPair: Sendable {
 
   /// Sends datagrams until one arrives, so that afterwards none waits for
   /// the link, an address or a neighbour.
-  private func awaitPassage(_ family: SocketAddress.Family) throws {
+  private func awaitPassage(_ family: InternetAddress.Family) throws {
     let destination = try receiver.address(family, port: 7)
     let inbox = try receiver.namespace.run {
       let socket = try UDPSocket(family)
@@ -109,9 +111,7 @@ public struct VethPair: Sendable {
     for _ in 0..<200 {
       do {
         try outbox.send(bytes.span.bytes, to: destination)
-        var elements = bytes.mutableSpan
-        var payload = elements.mutableBytes
-        _ = try inbox.receive(into: &payload)
+        _ = try inbox.receive(into: &bytes)
         return
       } catch let error as Errno {
         last = "\(error)"

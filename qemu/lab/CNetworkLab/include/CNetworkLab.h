@@ -11,6 +11,11 @@
 /* Moves this thread to a network namespace. 0 or an errno value */
 int lab_enter_network_namespace(int descriptor);
 
+/* Moves this thread to a network namespace of its own, which ends with it.
+ * 0 or an errno value
+ */
+int lab_make_network_namespace(void);
+
 /* Makes this thread, and no other one, a user without privilege, for good.
  * 0 or an errno value
  */

@@ -2,44 +2,55 @@
 
 internal import Glibc
 
-/// An IPv4 or IPv6 address and a port.
-public struct SocketAddress: Hashable, Sendable {
-  /// The version of IP.
-  public struct Family: RawRepresentable, Hashable, Sendable {
-    public let rawValue: Int32
-
-    public init(rawValue: Int32) { self.rawValue = rawValue }
-
+/// An address of IPv4 or IPv6, and a port.
+///
+/// The corresponding C types are `struct sockaddr_in` and `struct sockaddr_in6`.
+public struct InternetAddress: Hashable, Sendable {
+  /// The version of IP. There are these two and no others.
+  public enum Family: Hashable, Sendable, CaseIterable {
     /// IP version 4.
     ///
     /// The corresponding C constant is `AF_INET`.
-    public static var ipv4: Family { Family(rawValue: AF_INET) }
+    case ipv4
 
     /// IP version 6.
     ///
     /// The corresponding C constant is `AF_INET6`.
-    public static var ipv6: Family { Family(rawValue: AF_INET6) }
+    case ipv6
+
+    /// As C has it.
+    var domain: Int32 { self == .ipv4 ? AF_INET : AF_INET6 }
   }
 
+  /// The version of IP.
   public let family: Family
 
   /// The port, in host byte order.
   public var port: UInt16
 
-  /// The interface that a link-local IPv6 address is meant on, 0 for none.
+  /// The number of the interface that a link-local IPv6 address is meant on, 0
+  /// for none, in host byte order.
+  ///
+  /// The corresponding C field is `sin6_scope_id`.
   public let scope: UInt32
 
-  /// The address in network byte order; of IPv4 the first 4 bytes, the rest 0.
+  // The address as it lies in memory, in network byte order: of IPv6 the two
+  // halves, of IPv4 `in_addr`'s number in `high`.
   private let high: UInt64
   private let low: UInt64
 
   /// Reads an address in its usual notation.
   ///
   /// - Parameters:
-  ///   - host: As `192.0.2.1`, `2001:db8::1` or `fe80::1%eth0`; no host name.
+  ///   - host: As `192.0.2.1`, `2001:db8::1`, `fe80::1%eth0` or `fe80::1%2`
+  ///     (RFC 4291, RFC 4007); no host name. Digits alone behind the `%` are
+  ///     the interface's number, which is not looked up.
   ///   - port: In host byte order.
-  /// - Returns: nil if `host` is no address, or names no interface there is.
+  /// - Returns: nil if `host` is no address, or names an interface that there is not.
   public init?(_ host: String, port: UInt16) {
+    // C's functions would read no further than to a NUL, and take the rest.
+    guard !host.utf8.contains(0) else { return nil }
+
     var v4 = in_addr()
     if inet_pton(AF_INET, host, &v4) == 1 {
       self.init(sockaddr_in(sin_addr: v4, port: port))
@@ -51,17 +62,25 @@ public struct SocketAddress: Hashable, Sendable {
     guard let address = parts.first, inet_pton(AF_INET6, String(address), &v6) == 1 else { return nil }
     var scope: UInt32 = 0
     if parts.count == 2 {
-      scope = UInt32(parts[1]) ?? if_nametoindex(String(parts[1]))
-      guard scope != 0 else { return nil }
+      guard let interface = Self.interface(String(parts[1])) else { return nil }
+      scope = interface
     }
     self.init(sockaddr_in6(sin6_addr: v6, port: port, scope: scope))
   }
 
-  /// Every address of this machine, to bind to.
-  public static func any(_ family: Family, port: UInt16) -> SocketAddress {
+  /// The number of an interface, given as that or by name; nil if it is neither.
+  private static func interface(_ text: String) -> UInt32? {
+    // UInt32's own initializer takes a sign, too.
+    let isNumber = !text.isEmpty && text.utf8.allSatisfy { (48...57).contains($0) }
+    let number = isNumber ? UInt32(text) : if_nametoindex(text)
+    return number == 0 ? nil : number
+  }
+
+  /// Every address of this machine, to bind to: `0.0.0.0` or `::`.
+  public static func any(_ family: Family, port: UInt16) -> InternetAddress {
     family == .ipv4
-      ? SocketAddress(sockaddr_in(sin_addr: in_addr(), port: port))
-      : SocketAddress(sockaddr_in6(sin6_addr: in6_addr(), port: port, scope: 0))
+      ? InternetAddress(sockaddr_in(sin_addr: in_addr(), port: port))
+      : InternetAddress(sockaddr_in6(sin6_addr: in6_addr(), port: port, scope: 0))
   }
 
   init(_ address: sockaddr_in) {
@@ -84,12 +103,12 @@ public struct SocketAddress: Hashable, Sendable {
 
   /// nil if it is neither IPv4 nor IPv6, or too short.
   init?(_ storage: sockaddr_storage, length: socklen_t) {
-    let address: SocketAddress? = withUnsafeBytes(of: storage) {
+    let address: InternetAddress? = withUnsafeBytes(of: storage) {
       switch Int32(storage.ss_family) {
       case AF_INET where length >= MemoryLayout<sockaddr_in>.size:
-        SocketAddress($0.loadUnaligned(as: sockaddr_in.self))
+        InternetAddress($0.loadUnaligned(as: sockaddr_in.self))
       case AF_INET6 where length >= MemoryLayout<sockaddr_in6>.size:
-        SocketAddress($0.loadUnaligned(as: sockaddr_in6.self))
+        InternetAddress($0.loadUnaligned(as: sockaddr_in6.self))
       default: nil
       }
     }
@@ -97,6 +116,7 @@ public struct SocketAddress: Hashable, Sendable {
     self = address
   }
 
+  /// Calls `body` with the address as C has it, and its length in bytes.
   func withSockaddr<Result>(
     _ body: (UnsafePointer<sockaddr>, socklen_t) -> Result
   ) -> Result {
@@ -122,17 +142,23 @@ public struct SocketAddress: Hashable, Sendable {
   /// The address without the port, in its usual notation.
   public var host: String {
     var text = [CChar](repeating: 0, count: Int(INET6_ADDRSTRLEN))
-    let words: InlineArray<2, UInt64> = [high, low]
-    words.span.bytes.withUnsafeBytes { bytes in
-      // Cannot fail: the family is one of the two, and the buffer long enough.
-      _ = inet_ntop(family.rawValue, bytes.baseAddress, &text, socklen_t(text.count))
+    // Cannot fail: the family is one of the two, and the buffer long enough.
+    switch family {
+    case .ipv4:
+      withUnsafeBytes(of: UInt32(truncatingIfNeeded: high)) {
+        _ = inet_ntop(AF_INET, $0.baseAddress, &text, socklen_t(text.count))
+      }
+    case .ipv6:
+      withUnsafeBytes(of: (high, low)) {
+        _ = inet_ntop(AF_INET6, $0.baseAddress, &text, socklen_t(text.count))
+      }
     }
     let host = String(decoding: text.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
     return scope == 0 ? host : "\(host)%\(scope)"
   }
 }
 
-extension SocketAddress: CustomStringConvertible {
+extension InternetAddress: CustomStringConvertible {
   /// As `192.0.2.1:53` or `[2001:db8::1]:53`.
   public var description: String {
     family == .ipv4 ? "\(host):\(port)" : "[\(host)]:\(port)"

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+
+internal import Glibc
+internal import SystemPackage
+
+/// A system call on a socket that may wait, whether signals come or not.
+///
+/// To make an interrupted call again is not enough where the socket has a
+/// time-out: the kernel begins it anew with each call, so that signals which
+/// keep coming would put it off for ever.
+struct SocketWait {
+  let descriptor: FileDescriptor
+  /// The option with the time-out: `SO_RCVTIMEO` or `SO_SNDTIMEO`.
+  let option: Int32
+  /// What to wait for, as poll(2) has it.
+  let events: Int32
+  /// Whether the call may wait at all.
+  let isAllowed: Bool
+  let retryOnInterrupt: Bool
+  // As jiffies, by which the kernel measures, stands still in suspend.
+  private let start = SuspendingClock.now
+
+  static func toReceive(
+    _ descriptor: FileDescriptor, isAllowed: Bool, retryOnInterrupt: Bool
+  ) -> SocketWait {
+    SocketWait(
+      descriptor: descriptor, option: SO_RCVTIMEO, events: POLLIN, isAllowed: isAllowed,
+      retryOnInterrupt: retryOnInterrupt)
+  }
+
+  static func toSend(_ descriptor: FileDescriptor) -> SocketWait {
+    SocketWait(
+      descriptor: descriptor, option: SO_SNDTIMEO, events: POLLOUT, isAllowed: true,
+      retryOnInterrupt: true)
+  }
+
+  private init(
+    descriptor: FileDescriptor, option: Int32, events: Int32, isAllowed: Bool,
+    retryOnInterrupt: Bool
+  ) {
+    self.descriptor = descriptor
+    self.option = option
+    self.events = events
+    self.isAllowed = isAllowed
+    self.retryOnInterrupt = retryOnInterrupt
+  }
+
+  /// Makes the call until it has an outcome, or the time-out is over, counted
+  /// from when this value was made.
+  ///
+  /// - Parameter body: The call, with flags to add; below 0 means `errno`.
+  func call(_ body: (_ flags: Int32) -> Int) -> Result<Int, Errno> {
+    var flags: Int32 = 0
+    while true {
+      let count = body(flags)
+      if count >= 0 { return .success(count) }
+      let error = Errno.current
+      // After a wait another reader may have been quicker.
+      guard error == .interrupted || (error == .wouldBlock && flags != 0) else {
+        return .failure(error)
+      }
+      guard retryOnInterrupt else { return .failure(error) }
+      guard isAllowed, let timeout else { continue }
+      guard waitUntilReady(start + timeout) else { return .failure(.wouldBlock) }
+      flags = Int32(MSG_DONTWAIT)
+    }
+  }
+
+  /// The socket's time-out, nil for none.
+  private var timeout: Duration? {
+    var value = timeval()
+    var length = socklen_t(MemoryLayout<timeval>.size)
+    guard getsockopt(descriptor.rawValue, SOL_SOCKET, option, &value, &length) == 0 else {
+      return nil
+    }
+    let timeout = Duration.seconds(value.tv_sec) + .microseconds(value.tv_usec)
+    return timeout == .zero ? nil : timeout
+  }
+
+  /// - Returns: Whether there is something to be called for, an error included.
+  private func waitUntilReady(_ end: SuspendingClock.Instant) -> Bool {
+    while true {
+      let left = end - SuspendingClock.now
+      guard left > .zero else { return false }
+      // Rounded up, so as not to ask many times within the last millisecond.
+      let (seconds, attoseconds) = left.components
+      let milliseconds = min(seconds, 1_000_000) * 1000 + attoseconds / 1_000_000_000_000_000 + 1
+      var waiting = pollfd(fd: descriptor.rawValue, events: Int16(events), revents: 0)
+      let count = poll(&waiting, 1, Int32(milliseconds))
+      if count > 0 || (count < 0 && errno != EINTR) { return true }
+    }
+  }
+}

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+
+/// A generator whose numbers follow from its seed (SplitMix64).
+public struct SeededGenerator: RandomNumberGenerator {
+  private var state: UInt64
+
+  public init(seed: UInt64) { state = seed }
+
+  /// Arguments for a test: seeds that are the same in every run, and one that
+  /// is new. The runner prints a test's argument before it begins with it, so
+  /// that a crash can be repeated, too.
+  public static let seeds: [UInt64] = [1, 2, 3, .random(in: .min ... .max)]
+
+  public mutating func next() -> UInt64 {
+    state &+= 0x9e37_79b9_7f4a_7c15
+    var mixed = state
+    mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
+    return mixed ^ (mixed >> 31)
+  }
+
+  public mutating func bytes(_ count: Int) -> [UInt8] {
+    (0..<count).map { _ in UInt8.random(in: .min ... .max, using: &self) }
+  }
+}
