@@ -96,7 +96,11 @@ struct CommandTests {
     var text = [UInt8](repeating: 0, count: 64)
     var count = 0
     do {
-      let command = try Command(["sh", "-c", "sleep 1000 & echo $$ $! >&\(ends[1]); wait"])
+      // By its path: a shell may know no descriptors above 9.
+      let command = try Command(
+        ["sh", "-c", "sleep 1000 & echo $$ $! >/proc/\(getpid())/fd/\(ends[1]); wait"])
+      var printed = pollfd(fd: ends[0], events: Int16(POLLIN), revents: 0)
+      try #require(poll(&printed, 1, 20_000) == 1, "nothing was printed")
       count = read(ends[0], &text, text.count)
       withExtendedLifetime(command) {}
     }
