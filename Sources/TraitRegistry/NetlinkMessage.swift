@@ -261,6 +261,9 @@ extension TraitStatistics {
       set: try attributes.uint(Int(TRAITS_A_STATS_SET), "set"),
       copied: try attributes.uint(Int(TRAITS_A_STATS_COPIED), "copied"),
       discarded: try attributes.uint(Int(TRAITS_A_STATS_DISCARDED), "discarded"),
-      scrubbed: try attributes.uint(Int(TRAITS_A_STATS_SCRUBBED), "scrubbed"))
+      scrubbed: try attributes.uint(Int(TRAITS_A_STATS_SCRUBBED), "scrubbed"),
+      allocated: try attributes.uint(Int(TRAITS_A_STATS_ALLOCATED), "allocated"),
+      evicted: try attributes.uint(Int(TRAITS_A_STATS_EVICTED), "evicted"),
+      lost: try attributes.uint(Int(TRAITS_A_STATS_LOST), "lost"))
   }
 }

@@ -62,19 +62,32 @@ public struct RegisteredKey: Hashable, Sendable {
 public struct TraitStatistics: Hashable, Sendable {
   /// Stores begun, by the first set on a packet.
   public let set: UInt64
-  /// Stores moved to another place in memory.
+  /// Stores copied to another place in memory, those that are ``evicted`` apart.
   public let copied: UInt64
-  /// Stores given up, because their room was needed for headers.
+  /// Stores given up, as no rule says what becomes of them when packets are
+  /// reassembled, or as an XDP program or a driver took their room.
   public let discarded: UInt64
   /// Stores that lost at least one value on entry to another network namespace.
   public let scrubbed: UInt64
+  /// Pieces of memory allocated for stores that are not in a packet's headroom.
+  public let allocated: UInt64
+  /// Stores moved from a packet's headroom to memory of their own.
+  public let evicted: UInt64
+  /// Stores lost for lack of memory.
+  public let lost: UInt64
 
   /// Makes statistics, as differences and sums do.
-  public init(set: UInt64, copied: UInt64, discarded: UInt64, scrubbed: UInt64) {
+  public init(
+    set: UInt64, copied: UInt64, discarded: UInt64, scrubbed: UInt64, allocated: UInt64,
+    evicted: UInt64, lost: UInt64
+  ) {
     self.set = set
     self.copied = copied
     self.discarded = discarded
     self.scrubbed = scrubbed
+    self.allocated = allocated
+    self.evicted = evicted
+    self.lost = lost
   }
 }
 

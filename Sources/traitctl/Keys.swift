@@ -123,10 +123,12 @@ extension Keys {
       commandName: "stats",
       abstract: "Show what happened to packets' traits since the machine was started.",
       discussion: """
-        set: packets that were given traits. copied: traits moved to another \
-        place in memory. discarded: given up, because their room was needed for \
-        headers. scrubbed: lost at least one value on entry to another network \
-        namespace. Open to all.
+        set: packets that were given traits. copied: traits copied to another \
+        place in memory, those evicted apart. discarded: given up, at reassembly \
+        or because an XDP program or a driver took their room. scrubbed: lost at \
+        least one value on entry to another network namespace. allocated: pieces \
+        of memory for traits outside of a packet's headroom. evicted: moved from \
+        the headroom to such memory. lost: for lack of memory. Open to all.
         """)
 
     @Flag(help: "Print a JSON object.")
@@ -141,6 +143,9 @@ extension Keys {
         try printLine("copied     \(statistics.copied)")
         try printLine("discarded  \(statistics.discarded)")
         try printLine("scrubbed   \(statistics.scrubbed)")
+        try printLine("allocated  \(statistics.allocated)")
+        try printLine("evicted    \(statistics.evicted)")
+        try printLine("lost       \(statistics.lost)")
       }
     }
   }

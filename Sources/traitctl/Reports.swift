@@ -36,12 +36,18 @@ struct StatisticsReport: Encodable {
   var copied: UInt64
   var discarded: UInt64
   var scrubbed: UInt64
+  var allocated: UInt64
+  var evicted: UInt64
+  var lost: UInt64
 
   init(_ statistics: TraitStatistics) {
     set = statistics.set
     copied = statistics.copied
     discarded = statistics.discarded
     scrubbed = statistics.scrubbed
+    allocated = statistics.allocated
+    evicted = statistics.evicted
+    lost = statistics.lost
   }
 }
 

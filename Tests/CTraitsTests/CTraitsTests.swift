@@ -38,8 +38,11 @@ struct LayoutTests {
       [TRAITS_A_KEY_ID, TRAITS_A_KEY_NAME, TRAITS_A_KEY_SIZE, TRAITS_A_KEY_FLAGS].map { Int($0) }
         == [1, 2, 3, 4])
     #expect(
-      [TRAITS_A_STATS_SET, TRAITS_A_STATS_COPIED, TRAITS_A_STATS_DISCARDED, TRAITS_A_STATS_SCRUBBED]
-        .map { Int($0) } == [1, 2, 3, 4])
+      [
+        TRAITS_A_STATS_SET, TRAITS_A_STATS_COPIED, TRAITS_A_STATS_DISCARDED,
+        TRAITS_A_STATS_SCRUBBED, TRAITS_A_STATS_ALLOCATED, TRAITS_A_STATS_EVICTED,
+        TRAITS_A_STATS_LOST,
+      ].map { Int($0) } == [1, 2, 3, 4, 5, 6, 7])
   }
 
   @Test("control messages are padded to the size of a word")

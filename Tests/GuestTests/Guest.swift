@@ -49,6 +49,18 @@ extension Guest {
     return try registry.statistics()
   }
 
+  /// What `body` adds to the counters.
+  static func changes(_ body: () throws -> Void) throws -> TraitStatistics {
+    let before = try statistics()
+    try body()
+    let after = try statistics()
+    return TraitStatistics(
+      set: after.set - before.set, copied: after.copied - before.copied,
+      discarded: after.discarded - before.discarded, scrubbed: after.scrubbed - before.scrubbed,
+      allocated: after.allocated - before.allocated, evicted: after.evicted - before.evicted,
+      lost: after.lost - before.lost)
+  }
+
   /// Registers keys for as long as `body` runs, with names of their own.
   static func withKeys<Value>(
     _ sizes: [TraitSize], flags: KeyFlags = [], _ body: ([TraitID]) throws -> Value
@@ -69,12 +81,31 @@ extension Guest {
     return try body(ids)
   }
 
+  /// A number that no key has now. Any can be a test's: numbers go round.
+  static func freeKey() throws -> TraitID {
+    var registry = try RegistryConnection()
+    let taken = Set(try registry.keys().map(\.id))
+    return try #require(TraitID.allCases.first { !taken.contains($0) })
+  }
+
   private nonisolated(unsafe) static var nameCount = 0
 
   /// A name that no key had since the machine was started.
   static func uniqueName() -> String {
     nameCount += 1
     return "guest.\(getpid()).\(nameCount)"
+  }
+}
+
+extension TraitStatistics {
+  /// What is to be counted; nothing of what is not named.
+  static func only(
+    set: UInt64 = 0, copied: UInt64 = 0, discarded: UInt64 = 0, scrubbed: UInt64 = 0,
+    allocated: UInt64 = 0, evicted: UInt64 = 0, lost: UInt64 = 0
+  ) -> TraitStatistics {
+    TraitStatistics(
+      set: set, copied: copied, discarded: discarded, scrubbed: scrubbed, allocated: allocated,
+      evicted: evicted, lost: lost)
   }
 }
 
@@ -95,8 +126,10 @@ struct Arrival {
 
 extension UDPSocket {
   /// Receives, and keeps what was written and no more.
-  func arrival(controlRoom: Int = 4096, flags: MessageFlags = []) throws -> Arrival {
-    var payloadBytes = [UInt8](repeating: 0, count: 2048)
+  func arrival(
+    payloadRoom: Int = 2048, controlRoom: Int = 4096, flags: MessageFlags = []
+  ) throws -> Arrival {
+    var payloadBytes = [UInt8](repeating: 0, count: payloadRoom)
     var controlBytes = [UInt8](repeating: 0xee, count: controlRoom)
     let message: ReceivedMessage
     do {
@@ -116,16 +149,23 @@ extension UDPSocket {
   }
 }
 
-extension VethPair {
-  /// A socket at the receiver's end.
+extension NetworkNamespace {
+  /// A socket that receives on the tests' port.
   func inbox(_ route: Guest.Route = .ipv4, _ keys: [TraitID] = []) throws -> UDPSocket {
-    try receiver.namespace.run {
+    try run {
       let socket = try UDPSocket(route == .ipv4 ? .ipv4 : .ipv6)
       try socket.bind(to: .any(route == .ipv4 ? .ipv4 : .ipv6, port: Guest.port))
       try socket.setReceiveTimeout(.seconds(10))
       try socket.setReceivedTraits(TraitMask(keys))
       return socket
     }
+  }
+}
+
+extension VethPair {
+  /// A socket at the receiver's end.
+  func inbox(_ route: Guest.Route = .ipv4, _ keys: [TraitID] = []) throws -> UDPSocket {
+    try receiver.namespace.inbox(route, keys)
   }
 
   /// A socket at the sender's end.
@@ -164,6 +204,11 @@ func suiteCable() throws -> VethPair {
 }
 
 extension Traits {
+  init(_ values: [(TraitID, [UInt8])]) throws {
+    self.init()
+    for (id, bytes) in values { try setBytes(bytes, for: id) }
+  }
+
   mutating func setBytes(_ bytes: [UInt8], for id: TraitID) throws {
     try setBytes(bytes.span.bytes, for: id)
   }

@@ -110,6 +110,9 @@ extension Guest {
         var copied: UInt64
         var discarded: UInt64
         var scrubbed: UInt64
+        var allocated: UInt64
+        var evicted: UInt64
+        var lost: UInt64
       }
       let right = try Guest.statistics()
       let json = try traitctl("keys", "stats", "--json")
@@ -118,11 +121,15 @@ extension Guest {
       #expect(got.copied == right.copied)
       #expect(got.discarded == right.discarded)
       #expect(got.scrubbed == right.scrubbed)
+      #expect(got.allocated == right.allocated)
+      #expect(got.evicted == right.evicted)
+      #expect(got.lost == right.lost)
       let text = try traitctl("keys", "stats")
       #expect(
         text.output.split(whereSeparator: { $0 == " " || $0 == "\n" }) == [
           "set", "\(right.set)", "copied", "\(right.copied)", "discarded", "\(right.discarded)",
-          "scrubbed", "\(right.scrubbed)",
+          "scrubbed", "\(right.scrubbed)", "allocated", "\(right.allocated)",
+          "evicted", "\(right.evicted)", "lost", "\(right.lost)",
         ])
     }
 

@@ -75,16 +75,28 @@ struct NetlinkReplyTests {
       + attribute(Int(TRAITS_A_STATS_COPIED), native(UInt32(2)))
       + attribute(Int(TRAITS_A_STATS_DISCARDED), native(UInt32.max))
       + attribute(Int(TRAITS_A_STATS_SCRUBBED), native(UInt64(4)))
+      + attribute(Int(TRAITS_A_STATS_ALLOCATED), native(UInt32(5)))
+      + attribute(Int(TRAITS_A_STATS_EVICTED), native(UInt32(6)))
+      + attribute(Int(TRAITS_A_STATS_LOST), native(UInt32(7)))
     let statistics = try TraitStatistics(attributes: bytes.span.bytes)
     #expect(
       statistics
-        == TraitStatistics(set: .max, copied: 2, discarded: UInt64(UInt32.max), scrubbed: 4))
+        == TraitStatistics(
+          set: .max, copied: 2, discarded: UInt64(UInt32.max), scrubbed: 4, allocated: 5,
+          evicted: 6, lost: 7))
 
     let wrong = attribute(Int(TRAITS_A_STATS_SET), [1, 2]) + bytes.dropFirst(12)
     let error = #expect(throws: TraitError.self) {
       try TraitStatistics(attributes: wrong.span.bytes)
     }
     #expect(error?.message == "the attribute \"set\" of the kernel's reply has 2 bytes, not 4 or 8")
+
+    // A kernel that counts less is older than this.
+    let short = bytes.dropLast(8)
+    let missing = #expect(throws: TraitError.self) {
+      try TraitStatistics(attributes: Array(short).span.bytes)
+    }
+    #expect(missing?.message.contains("\"lost\"") == true, "\(String(describing: missing))")
   }
 
   @Test("are walked message by message")

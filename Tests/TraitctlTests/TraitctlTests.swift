@@ -25,7 +25,7 @@ struct TraitctlTests {
       (["keys", "add"], ["--size", "--id", "--open-read", "--open-write", "--cross-netns", "4, 8 or 16"]),
       (["keys", "del"], ["name or number"]),
       (["keys", "list"], ["--json"]),
-      (["keys", "stats"], ["discarded", "--json"]),
+      (["keys", "stats"], ["discarded", "allocated", "evicted", "lost", "--json"]),
       (["listen"], ["--address", "--port", "--key", "--count", "--timeout", "--json"]),
     ] as [([String], [String])])
   func help(command: [String], words: [String]) throws {

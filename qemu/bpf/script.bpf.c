@@ -4,50 +4,7 @@
  * what came of each. As the script is read-only, the verifier knows it and
  * follows no other path than the one that is run.
  */
-#include "traits.h"
-
-#define SCRIPT_STEPS 64
-
-enum script_operation {
-	SCRIPT_END,
-	SCRIPT_SET,
-	SCRIPT_GET,
-	SCRIPT_DEL,
-	SCRIPT_ADJUST_HEAD,
-	SCRIPT_ADJUST_META,
-	SCRIPT_WRITE_META,
-	SCRIPT_READ_META,
-};
-
-struct script_step {
-	__u32 operation;
-	__u32 key;
-	__u32 size;		/* of the value, 0 .. 32 */
-	__s32 delta;		/* for the helpers that move where data begins */
-	__u64 flags;
-	__u8 value[16];		/* to be written */
-};
-
-struct script_result {
-	__s32 status;
-	__u32 reserved;
-	__u8 value[16];		/* what was read */
-};
-
-/* Set before the program is loaded */
-const volatile struct script {
-	__u32 port;		/* destination, in host byte order */
-	__u32 action;		/* what the program returns */
-	__u32 interface;	/* where XDP_REDIRECT goes */
-	__u32 reserved;
-	struct script_step steps[SCRIPT_STEPS];
-} script SEC(".rodata.script") = {};
-
-/* Of the last datagram */
-struct script_results {
-	__u64 runs;		/* datagrams so far */
-	struct script_result steps[SCRIPT_STEPS];
-} results SEC(".data.results") = {};
+#include "script.h"
 
 static __always_inline int write_meta(struct xdp_md *xdp, const __u8 *value)
 {
@@ -112,7 +69,7 @@ int script_run(struct xdp_md *xdp)
 	}
 	__sync_fetch_and_add(&results.runs, 1);
 
-	if (script.action == XDP_REDIRECT)
+	if (script.interface)
 		return bpf_redirect(script.interface, 0);
 	return script.action;
 }

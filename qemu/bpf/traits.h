@@ -21,6 +21,25 @@ extern int bpf_xdp_trait_get(struct xdp_md *xdp, __u32 key, void *value,
 			     __u32 value__sz, __u64 flags) __ksym;
 extern int bpf_xdp_trait_del(struct xdp_md *xdp, __u32 key, __u64 flags) __ksym;
 
+extern int bpf_skb_trait_set(struct __sk_buff *skb, __u32 key,
+			     const void *value, __u32 value__sz,
+			     __u64 flags) __ksym;
+extern int bpf_skb_trait_get(struct __sk_buff *skb, __u32 key, void *value,
+			     __u32 value__sz, __u64 flags) __ksym;
+extern int bpf_skb_trait_del(struct __sk_buff *skb, __u32 key,
+			     __u64 flags) __ksym;
+
+/* What tracing programs here look at. Offsets are those of the running kernel */
+struct sk_buff {
+	unsigned char *head;
+	unsigned char *data;
+	struct sk_buff *next;
+} __attribute__((preserve_access_index));
+
+extern int bpf_trace_skb_trait_get(const struct sk_buff *skb, __u32 key,
+				   void *value, __u32 value__sz,
+				   __u64 flags) __ksym;
+
 /* More fragments, or an offset: only the first fragment has the UDP header */
 #define IPV4_FRAGMENT 0x3fff
 

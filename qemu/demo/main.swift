@@ -34,7 +34,8 @@ func hexadecimal(_ bytes: [UInt8]) -> String {
 
 func describe(_ statistics: TraitStatistics) -> String {
   "set \(statistics.set), copied \(statistics.copied), discarded \(statistics.discarded), "
-    + "scrubbed \(statistics.scrubbed)"
+    + "scrubbed \(statistics.scrubbed), allocated \(statistics.allocated), "
+    + "evicted \(statistics.evicted), lost \(statistics.lost)"
 }
 
 /// Sends and receives one datagram, and checks all that arrives.
@@ -171,10 +172,16 @@ func demonstrate() throws {
       guard after.set - before.set == UInt64(sequence) else {
         throw LabError("the kernel counted \(after.set - before.set) new stores, not \(sequence)")
       }
-      guard after.copied == before.copied, after.discarded == before.discarded else {
-        throw LabError("stores were copied or discarded, but none should have been")
+      guard
+        after
+          == TraitStatistics(
+            set: after.set, copied: before.copied, discarded: before.discarded,
+            scrubbed: before.scrubbed, allocated: before.allocated, evicted: before.evicted,
+            lost: before.lost)
+      else {
+        throw LabError("something became of stores, but nothing should have")
       }
-      say("no store was copied, moved or discarded")
+      say("no store was copied, moved or discarded, and no memory allocated for one")
     }
   }
 }

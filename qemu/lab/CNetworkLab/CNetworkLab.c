@@ -4,6 +4,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/capability.h>
 #include <linux/if_ether.h>
 #include <netpacket/packet.h>
 #include <sched.h>
@@ -52,4 +53,19 @@ int lab_send_frame(unsigned int interface, const void *frame, size_t length)
 		err = errno;
 	close(out);
 	return err;
+}
+
+int lab_keep_thread_capabilities(unsigned long long capabilities)
+{
+	struct __user_cap_header_struct header = {
+		.version = _LINUX_CAPABILITY_VERSION_3,
+	};
+	struct __user_cap_data_struct data[2] = {};
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		data[i].effective = capabilities >> 32 * i;
+		data[i].permitted = data[i].effective;
+	}
+	return syscall(SYS_capset, &header, data) ? errno : 0;
 }

@@ -28,28 +28,35 @@ extension NetworkNamespace {
   }
 }
 
-/// A frame with a UDP datagram over IPv4, without UDP checksum.
+/// A frame with a UDP datagram: over IPv4 without UDP checksum, over IPv6 with.
 ///
 /// - Parameters:
 ///   - source: Ethernet address, 6 bytes.
 ///   - destination: Ethernet address, 6 bytes.
-///   - from: IPv4 address, 4 bytes.
-///   - to: IPv4 address, 4 bytes.
+///   - from: IPv4 or IPv6 address, 4 or 16 bytes.
+///   - to: As `from`.
 ///   - port: Of the destination.
 public func udpFrame(
   source: [UInt8], destination: [UInt8], from: [UInt8], to: [UInt8], port: UInt16,
   payload: [UInt8]
 ) -> [UInt8] {
-  func big(_ number: UInt16) -> [UInt8] { [UInt8(number >> 8), UInt8(number & 0xff)] }
-
-  var header: [UInt8] = [0x45, 0] + big(UInt16(28 + payload.count)) + [0, 1, 0, 0, 64, 17, 0, 0]
-  header += from + to
-  var sum = stride(from: 0, to: 20, by: 2).reduce(UInt32(0)) {
-    $0 + UInt32(header[$1]) << 8 + UInt32(header[$1 + 1])
+  func big(_ number: Int) -> [UInt8] { [UInt8(number >> 8 & 0xff), UInt8(number & 0xff)] }
+  func checksum(_ bytes: [UInt8]) -> [UInt8] {
+    var sum = stride(from: 0, to: bytes.count, by: 2).reduce(0) {
+      $0 + Int(bytes[$1]) << 8 + ($1 + 1 < bytes.count ? Int(bytes[$1 + 1]) : 0)
+    }
+    while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
+    return big(sum == 0xffff ? sum : ~sum)
   }
-  while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
-  header.replaceSubrange(10..<12, with: big(~UInt16(sum)))
 
-  let udp = big(9) + big(port) + big(UInt16(8 + payload.count)) + [0, 0]
-  return destination + source + [0x08, 0x00] + header + udp + payload
+  let length = big(8 + payload.count)
+  var udp = big(9) + big(Int(port)) + length + [0, 0] + payload
+  if from.count == 4 {
+    var header: [UInt8] = [0x45, 0] + big(28 + payload.count) + [0, 1, 0, 0, 64, 17, 0, 0]
+    header += from + to
+    header.replaceSubrange(10..<12, with: checksum(header))
+    return destination + source + [0x08, 0x00] + header + udp
+  }
+  udp.replaceSubrange(6..<8, with: checksum(from + to + [0, 0] + length + [0, 0, 0, 17] + udp))
+  return destination + source + [0x86, 0xdd, 0x60, 0, 0, 0] + length + [17, 64] + from + to + udp
 }

@@ -3,55 +3,120 @@
 internal import CLibBPF
 public import PacketTraits
 
-/// `script.bpf.c`: does to UDP datagrams what is written down here, step by
-/// step.
-public struct ScriptProgram {
-  /// One step, and what the kernel's function is called with.
-  public struct Step: Sendable {
-    let operation: UInt32
-    var key: UInt32 = 0
-    var size: UInt32 = 0
-    var delta: Int32 = 0
-    var flags: UInt64 = 0
-    var value: [UInt8] = []
+/// One step of a script, and what the kernel's function is called with.
+public struct ScriptStep: Sendable {
+  let operation: UInt32
+  var key: UInt32 = 0
+  var size: UInt32 = 0
+  var delta: Int32 = 0
+  var flags: UInt64 = 0
+  var value: [UInt8] = []
 
-    /// Sets a trait; by default with as many bytes as `value` has.
-    public static func set(
-      _ key: UInt32, _ value: [UInt8], size: UInt32? = nil, flags: UInt64 = 0
-    ) -> Step {
-      Step(operation: 1, key: key, size: size ?? UInt32(value.count), flags: flags, value: value)
-    }
+  /// The most steps of a script.
+  public static let maximumCount = 64
 
-    /// Reads a trait into a buffer of `size` bytes.
-    public static func get(_ key: UInt32, size: UInt32 = 16, flags: UInt64 = 0) -> Step {
-      Step(operation: 2, key: key, size: size, flags: flags)
-    }
-
-    /// Removes a trait.
-    public static func delete(_ key: UInt32, flags: UInt64 = 0) -> Step {
-      Step(operation: 3, key: key, flags: flags)
-    }
-
-    /// Moves where the packet's data begins.
-    public static func adjustHead(_ delta: Int32) -> Step { Step(operation: 4, delta: delta) }
-
-    /// Moves where the packet's metadata begins.
-    public static func adjustMeta(_ delta: Int32) -> Step { Step(operation: 5, delta: delta) }
-
-    /// Writes 8 bytes of metadata.
-    public static func writeMeta(_ value: [UInt8]) -> Step { Step(operation: 6, value: value) }
-
-    /// Reads 8 bytes of metadata.
-    public static var readMeta: Step { Step(operation: 7) }
+  /// Sets a trait; by default with as many bytes as `value` has.
+  public static func set(
+    _ key: UInt32, _ value: [UInt8], size: UInt32? = nil, flags: UInt64 = 0
+  ) -> ScriptStep {
+    ScriptStep(operation: 1, key: key, size: size ?? UInt32(value.count), flags: flags, value: value)
   }
 
+  /// Reads a trait into a buffer of `size` bytes.
+  public static func get(_ key: UInt32, size: UInt32 = 16, flags: UInt64 = 0) -> ScriptStep {
+    ScriptStep(operation: 2, key: key, size: size, flags: flags)
+  }
+
+  /// Removes a trait.
+  public static func delete(_ key: UInt32, flags: UInt64 = 0) -> ScriptStep {
+    ScriptStep(operation: 3, key: key, flags: flags)
+  }
+
+  // MARK: In XDP
+
+  /// Moves where the packet's data begins.
+  public static func adjustHead(_ delta: Int32) -> ScriptStep {
+    ScriptStep(operation: 4, delta: delta)
+  }
+
+  /// Moves where the packet's metadata begins.
+  public static func adjustMeta(_ delta: Int32) -> ScriptStep {
+    ScriptStep(operation: 5, delta: delta)
+  }
+
+  /// Writes 8 bytes of metadata.
+  public static func writeMeta(_ value: [UInt8]) -> ScriptStep {
+    ScriptStep(operation: 6, value: value)
+  }
+
+  /// Reads 8 bytes of metadata.
+  public static var readMeta: ScriptStep { ScriptStep(operation: 7) }
+
+  // MARK: In classifiers
+
+  /// Puts a VLAN tag in front, of this number. The outermost one is kept beside
+  /// the packet, so that it takes two to push a header.
+  public static func pushVLAN(_ number: UInt32) -> ScriptStep {
+    ScriptStep(operation: 8, key: number)
+  }
+
+  /// Takes the outermost VLAN tag away.
+  public static var popVLAN: ScriptStep { ScriptStep(operation: 9) }
+
+  /// Sends a clone out of an interface, by its number.
+  public static func clone(to interface: UInt32) -> ScriptStep {
+    ScriptStep(operation: 10, delta: Int32(interface))
+  }
+
+  /// The content of the read-only map.
+  static func constants(
+    port: UInt16, action: UInt32, interface: UInt32, _ steps: [ScriptStep]
+  ) -> [UInt8] {
+    precondition(steps.count <= maximumCount, "a script has at most \(maximumCount) steps")
+    var constants: [UInt8] = []
+    for number in [UInt32(port), action, interface, 0] { constants.append(native: number) }
+    for step in steps {
+      constants.append(native: step.operation)
+      constants.append(native: step.key)
+      constants.append(native: step.size)
+      constants.append(native: step.delta)
+      constants.append(native: step.flags)
+      constants += step.value + [UInt8](repeating: 0, count: 16 - step.value.count)
+    }
+    return constants + [UInt8](repeating: 0, count: (maximumCount - steps.count) * 40)
+  }
+}
+
+/// What came of a script.
+public struct ScriptResults: Hashable, Sendable {
   /// What came of a step.
-  public struct Result: Hashable, Sendable {
+  public struct Step: Hashable, Sendable {
     /// What the kernel's function returned.
     public let status: Int32
     /// The 16 bytes at the step's value, after the step.
     public let value: [UInt8]
   }
+
+  /// How many datagrams came so far.
+  public let runs: UInt64
+  /// Of the last datagram.
+  public let steps: [Step]
+
+  init(_ program: BPFProgram, count: Int) throws {
+    let bytes = try program.variables(".data.results", count: 8 + ScriptStep.maximumCount * 24)
+    runs = bytes.native(0)
+    steps = (0..<count).map { number in
+      let start = 8 + number * 24
+      return Step(status: bytes.native(start), value: Array(bytes[start + 8..<start + 24]))
+    }
+  }
+}
+
+/// `script.bpf.c`: does to UDP datagrams what is written down here, step by
+/// step, in XDP.
+public struct ScriptProgram {
+  public typealias Step = ScriptStep
+  public typealias Result = ScriptResults.Step
 
   /// What becomes of the packet after the last step.
   public enum Action: Sendable {
@@ -63,50 +128,25 @@ public struct ScriptProgram {
     case redirect(UInt32)
   }
 
-  /// The most steps of a script.
-  public static let maximumStepCount = 64
-
   public let program: XDPProgram
   private let count: Int
 
   public init(port: UInt16, _ steps: [Step], then action: Action = .pass) throws {
-    precondition(steps.count <= Self.maximumStepCount, "a script has at most 64 steps")
-    var constants: [UInt8] = []
-    constants.append(native: UInt32(port))
-    switch action {
-    case .pass:
-      constants.append(native: XDP_PASS.rawValue)
-      constants.append(native: UInt32(0))
-    case .transmit:
-      constants.append(native: XDP_TX.rawValue)
-      constants.append(native: UInt32(0))
-    case .redirect(let interface):
-      constants.append(native: XDP_REDIRECT.rawValue)
-      constants.append(native: interface)
-    }
-    constants.append(native: UInt32(0))
-    for step in steps {
-      constants.append(native: step.operation)
-      constants.append(native: step.key)
-      constants.append(native: step.size)
-      constants.append(native: step.delta)
-      constants.append(native: step.flags)
-      constants += step.value + [UInt8](repeating: 0, count: 16 - step.value.count)
-    }
-    constants += [UInt8](repeating: 0, count: (Self.maximumStepCount - steps.count) * 40)
-    program = try XDPProgram("script", constants: constants, map: ".rodata.script")
+    let (code, interface) =
+      switch action {
+      case .pass: (XDP_PASS.rawValue, UInt32(0))
+      case .transmit: (XDP_TX.rawValue, UInt32(0))
+      case .redirect(let interface): (XDP_REDIRECT.rawValue, interface)
+      }
+    program = try XDPProgram(
+      "script",
+      constants: ScriptStep.constants(port: port, action: code, interface: interface, steps),
+      map: ".rodata.script")
     count = steps.count
   }
 
   /// How many datagrams came so far, and what came of each step at the last.
-  public func results() throws -> (runs: UInt64, steps: [Result]) {
-    let bytes = try program.variables(".data.results", count: 8 + Self.maximumStepCount * 24)
-    let steps = (0..<count).map { number in
-      let start = 8 + number * 24
-      return Result(status: bytes.native(start), value: Array(bytes[start + 8..<start + 24]))
-    }
-    return (bytes.native(0), steps)
-  }
+  public func results() throws -> ScriptResults { try ScriptResults(program, count: count) }
 }
 
 /// `headroom.bpf.c`: sets a trait, takes all headroom, and gives it back.

@@ -112,6 +112,28 @@ public func asUser<Value: ~Copyable>(
   }
 }
 
+/// A capability, as capabilities(7) has them.
+public enum Capability: Int, Sendable {
+  case netAdmin = 12
+  case systemAdmin = 21
+  case performanceMonitoring = 38
+  case bpf = 39
+}
+
+/// Runs `body` on a thread that has no other capabilities than these, and waits
+/// for it. It stays the user who it is.
+public func withCapabilities<Value: ~Copyable>(
+  _ capabilities: Set<Capability>, _ body: () throws -> Value
+) throws -> Value {
+  try onOwnThread {
+    let error = lab_keep_thread_capabilities(capabilities.reduce(0) { $0 | 1 << UInt64($1.rawValue) })
+    guard error == 0 else {
+      throw LabError("capabilities cannot be given up: \(String(cString: strerror(error)))")
+    }
+    return try body()
+  }
+}
+
 /// Signals (`SIGUSR2`) that are sent to a thread, and end system calls in it
 /// that wait (signal(7)).
 public struct Interruptions: Sendable {

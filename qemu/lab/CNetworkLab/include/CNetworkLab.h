@@ -21,6 +21,11 @@ int lab_make_network_namespace(void);
  */
 int lab_drop_thread_privilege(unsigned int user);
 
+/* Leaves this thread, and no other one, the capabilities whose bits are set, for
+ * good. 0 or an errno value
+ */
+int lab_keep_thread_capabilities(unsigned long long capabilities);
+
 /* Opens a socket that sees every packet of this network namespace: its
  * descriptor, or a negative errno value
  */

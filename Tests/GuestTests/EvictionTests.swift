@@ -1,0 +1,806 @@
+// SPDX-License-Identifier: MIT
+
+import Glibc
+import NetworkLab
+import PacketTraits
+import SystemPackage
+import Testing
+import TraitRegistry
+
+/// Steps that set values, by key.
+private func setting(_ values: [(TraitID, [UInt8])]) -> [ScriptStep] {
+  values.map { .set($0.rawValue, $1) }
+}
+
+/// A value of 16 bytes for each key.
+private func distinct(_ ids: some Sequence<TraitID>) -> [(TraitID, [UInt8])] {
+  ids.enumerated().map { number, id in
+    (id, (0..<16).map { UInt8(truncatingIfNeeded: number * 16 + $0 + 1) })
+  }
+}
+
+private func setOption(
+  _ socket: borrowing UDPSocket, _ level: Int32, _ name: Int32, _ value: [UInt8]
+) throws {
+  guard setsockopt(socket.fileDescriptor.rawValue, level, name, value, socklen_t(value.count)) == 0
+  else { throw LabError("option \(name) of level \(level): \(Errno(rawValue: errno))") }
+}
+
+private func setOption(
+  _ socket: borrowing UDPSocket, _ level: Int32, _ name: Int32, _ value: Int32
+) throws {
+  var bytes: [UInt8] = []
+  bytes.append(native: value)
+  try setOption(socket, level, name, bytes)
+}
+
+private func bytes(of address: String) throws -> [UInt8] {
+  var bytes = [UInt8](repeating: 0, count: 16)
+  let family = address.contains(":") ? AF_INET6 : AF_INET
+  guard inet_pton(family, address, &bytes) == 1 else { throw LabError("\(address) is no address") }
+  return Array(bytes.prefix(family == AF_INET6 ? 16 : 4))
+}
+
+extension Guest {
+  /// How many packets the test of memory sends.
+  static let longRun = getenv("PACKET_TRAITS_LONG") == nil ? 20_000 : 1_000_000
+
+  @Suite("Stores outside of the headroom", .cable)
+  struct EvictionTests {
+    // MARK: Headers
+
+    /// What puts headers in front of a packet.
+    enum Tunnel: String, CaseIterable, CustomTestStringConvertible {
+      case vlan = "VLAN"
+      case ipip = "IPIP"
+      case gre = "GRE"
+      case vxlan = "VXLAN"
+      case geneve = "Geneve"
+
+      var testDescription: String { rawValue }
+
+      var routes: [Route] { self == .ipip ? [.ipv4, .mapped] : Route.allCases }
+
+      /// `ip` makes it at one end of a cable.
+      func lines(at end: VethPair.End, to other: VethPair.End, number: Int) -> [String] {
+        let name = "over\(number)"
+        let make =
+          switch self {
+          case .vlan: "link add link \(end.interface) name \(name) type vlan id 7"
+          case .ipip: "link add \(name) type ipip local \(end.ipv4) remote \(other.ipv4)"
+          case .gre: "link add \(name) type gre local \(end.ipv4) remote \(other.ipv4)"
+          case .vxlan:
+            "link add \(name) type vxlan id 7 dstport 4789 local \(end.ipv4) remote \(other.ipv4)"
+          case .geneve: "link add \(name) type geneve id 7 remote \(other.ipv4)"
+          }
+        return [
+          make, "address add 10.88.0.\(number)/24 dev \(name)",
+          "address add fd88::\(number)/64 dev \(name) nodad", "link set \(name) up",
+        ]
+      }
+    }
+
+    @Test("headers are pushed in front of a packet that is forwarded", arguments: Tunnel.allCases)
+    func tunnel(tunnel: Tunnel) throws {
+      let near = try suiteCable()
+      let routing = near.receiver.namespace
+      let receiving = try NetworkNamespace("behind")
+      defer { receiving.remove() }
+      let far = try VethPair(from: routing, to: receiving, network: 2)
+      defer { _ = try? routing.ip("link", "del", far.sender.interface) }
+      try routing.setParameter("net/ipv4/ip_forward", "1")
+      try routing.setParameter("net/ipv6/conf/all/forwarding", "1")
+      try routing.ip(lines: tunnel.lines(at: far.sender, to: far.receiver, number: 1))
+      defer { _ = try? routing.ip("link", "del", "over1") }
+      try receiving.ip(lines: tunnel.lines(at: far.receiver, to: far.sender, number: 2))
+      try near.sender.namespace.ip(lines: [
+        "route replace 10.88.0.0/24 via \(near.receiver.ipv4)",
+        "route replace fd88::/64 via \(near.receiver.ipv6)",
+      ])
+      try receiving.ip(lines: [
+        "route add 10.77.1.0/24 via 10.88.0.1 dev over2"
+      ])
+      if tunnel != .ipip {
+        try receiving.ip("route", "add", "fd77:1::/64", "via", "fd88::1", "dev", "over2")
+      }
+
+      try Guest.withKeys([TraitSize](repeating: .bytes16, count: 12), flags: .crossesNetworkNamespaces) {
+        ids in
+        for route in tunnel.routes {
+          let host = route == .ipv6 ? "fd88::2" : "10.88.0.2"
+          let destination = try #require(InternetAddress(host, port: Guest.port))
+          let inbox = try receiving.inbox(route, ids)
+          let outbox = try near.outbox(route)
+          try awaitPassage(from: outbox, to: destination, inbox)
+
+          // A small store stays out of the way of the headers. One of 216 bytes
+          // begins right before the packet.
+          for count in [1, 12] {
+            let values = distinct(ids.prefix(count))
+            let tag = try ScriptProgram(port: Guest.port, setting(values))
+            try tag.program.attach(to: near.receiver)
+            let changes = try Guest.changes {
+              for sequence in 0..<10 as Range<UInt32> {
+                let payload = TagProgram.payload(sequence, length: 200)
+                try outbox.send(payload, to: destination)
+                let arrival = try inbox.arrival()
+                #expect(arrival.payload == payload)
+                #expect(try arrival.traits == Traits(values), "\(route), \(count) values")
+              }
+            }
+            #expect(changes.set == 10)
+            #expect(changes.discarded == 0)
+            #expect(changes.lost == 0)
+            #expect(changes.scrubbed == 0)
+            if count == 12 {
+              #expect(changes.evicted == 10, "\(route)")
+              #expect(changes.allocated == 10, "\(route)")
+            }
+            try tag.program.detach()
+          }
+        }
+      }
+    }
+
+    /// Sends until something arrives: the first ones may wait for a neighbour.
+    private func awaitPassage(
+      from outbox: borrowing UDPSocket, to destination: InternetAddress, _ inbox: borrowing UDPSocket
+    ) throws {
+      try inbox.setReceiveTimeout(.milliseconds(100))
+      for round in 0..<100 {
+        try outbox.send(TagProgram.payload(999), to: destination)
+        guard (try? inbox.arrival()) != nil else { continue }
+        // What waited comes as well.
+        if round > 0 { while (try? inbox.arrival()) != nil {} }
+        try inbox.setReceiveTimeout(.seconds(10))
+        return
+      }
+      throw LabError("no datagram came to \(destination) within 10 seconds")
+    }
+
+    @Test("a classifier pushes headers, and takes them away again", arguments: Route.allCases, [1, 12])
+    func vlan(route: Route, count: Int) throws {
+      let cable = try suiteCable()
+      try Guest.withKeys([TraitSize](repeating: .bytes16, count: count)) { ids in
+        let values = distinct(ids)
+        let tag = try ScriptProgram(port: Guest.port, setting(values))
+        try tag.program.attach(to: cable.receiver)
+        let script = try SkbProgram(
+          .classifier, port: Guest.port,
+          [.pushVLAN(5), .pushVLAN(6), .get(ids[0].rawValue), .popVLAN, .popVLAN]
+            + ids.map { .get($0.rawValue) })
+        try script.attach(to: cable.receiver, .ingress)
+        let inbox = try cable.inbox(route, ids)
+        let changes = try Guest.changes {
+          try cable.outbox(route).send(TagProgram.payload(2), to: try cable.destination(route))
+          let arrival = try inbox.arrival()
+          #expect(arrival.payload == TagProgram.payload(2))
+          #expect(try arrival.traits == Traits(values))
+        }
+        let steps = try script.results().steps
+        #expect(
+          steps.map(\.status) == [0, 0, 16, 0, 0] + [Int32](repeating: 16, count: count))
+        #expect(steps.dropFirst(5).map(\.value) == values.map(\.1))
+        #expect(changes == (count == 1 ? .only(set: 1) : .only(set: 1, allocated: 1, evicted: 1)))
+        try script.detach()
+        try tag.program.detach()
+      }
+    }
+
+    // MARK: Pieces
+
+    @Test(
+      "each fragment has the traits, the datagram that is put together has none", arguments: Route.allCases)
+    func fragmentation(route: Route) throws {
+      let cable = try suiteCable()
+      try Guest.withKeys([.bytes16], flags: .crossesNetworkNamespaces) { ids in
+        let values = distinct(ids)
+        let sending = try SkbProgram(.groupEgress, port: Guest.port, setting(values))
+        try sending.attachToAllGroups(.egress)
+        let fragment = try SkbProgram(.classifier, port: 0, [.get(ids[0].rawValue)])
+        try fragment.attach(to: cable.receiver, .ingress)
+        let inbox = try cable.inbox(route, ids)
+        let outbox = try cable.outbox(route)
+        let payload = TagProgram.payload(1, length: 4000)
+        let changes = try Guest.changes {
+          for _ in 0..<5 {
+            try outbox.send(payload, to: try cable.destination(route))
+            let arrival = try inbox.arrival(payloadRoom: 5000)
+            #expect(arrival.payload == payload)
+            #expect(arrival.control.isEmpty)
+          }
+        }
+        let results = try fragment.results()
+        #expect(results.runs == 15)
+        #expect(results.steps.map(\.status) == [16])
+        #expect(results.steps[0].value == values[0].1)
+        #expect(changes == .only(set: 5, discarded: 15, allocated: 5))
+        try fragment.detach()
+        try sending.detach()
+      }
+    }
+
+    @Test("a router that fragments gives each fragment the traits", arguments: [1, 12])
+    func routerFragments(count: Int) throws {
+      let near = try suiteCable()
+      let routing = near.receiver.namespace
+      let receiving = try NetworkNamespace("behind")
+      defer { receiving.remove() }
+      let far = try VethPair(from: routing, to: receiving, network: 2)
+      defer { _ = try? routing.ip("link", "del", far.sender.interface) }
+      try routing.setParameter("net/ipv4/ip_forward", "1")
+      try routing.ip("link", "set", far.sender.interface, "mtu", "600")
+      try near.sender.namespace.ip("route", "replace", "10.77.2.0/24", "via", near.receiver.ipv4)
+      try receiving.ip("route", "add", "10.77.1.0/24", "via", far.sender.ipv4)
+
+      try Guest.withKeys([TraitSize](repeating: .bytes16, count: count), flags: .crossesNetworkNamespaces) {
+        ids in
+        let values = distinct(ids)
+        let tag = try ScriptProgram(port: Guest.port, setting(values))
+        try tag.program.attach(to: near.receiver)
+        let fragment = try SkbProgram(
+          .classifier, port: 0, ids.map { .get($0.rawValue) })
+        try fragment.attach(to: far.receiver, .ingress)
+        let inbox = try far.inbox(.ipv4, ids)
+        let outbox = try near.outbox(.ipv4)
+        // Without "do not fragment".
+        try setOption(outbox, Int32(IPPROTO_IP), IP_MTU_DISCOVER, Int32(IP_PMTUDISC_DONT))
+        let payload = TagProgram.payload(1, length: 1400)
+        let changes = try Guest.changes {
+          for _ in 0..<5 {
+            try outbox.send(payload, to: try far.destination(.ipv4))
+            let arrival = try inbox.arrival()
+            #expect(arrival.payload == payload)
+            #expect(arrival.control.isEmpty)
+          }
+        }
+        let results = try fragment.results()
+        #expect(results.runs == 15)
+        #expect(results.steps.map(\.value) == values.map(\.1))
+        #expect(changes == .only(set: 5, discarded: 15, allocated: 5, evicted: 5))
+        try fragment.detach()
+        try tag.program.detach()
+      }
+    }
+
+    @Test("each segment of a packet that is segmented late has the traits", arguments: Route.allCases)
+    func segmentation(route: Route) throws {
+      let cable = try suiteCable()
+      try Guest.withKeys([.bytes16], flags: .crossesNetworkNamespaces) { ids in
+        let values = distinct(ids)
+        let script = try SkbProgram(.classifier, port: Guest.port, setting(values))
+        try script.attach(to: cable.sender, .egress)
+        let inbox = try cable.inbox(route, ids)
+        let outbox = try cable.outbox(route)
+        // SOL_UDP, UDP_SEGMENT
+        try setOption(outbox, 17, 103, Int32(100))
+        let payload = TagProgram.payload(1, length: 500)
+        let changes = try Guest.changes {
+          try outbox.send(payload, to: try cable.destination(route))
+          for number in 0..<5 {
+            let arrival = try inbox.arrival()
+            #expect(arrival.payload == Array(payload[number * 100..<(number + 1) * 100]))
+            #expect(try arrival.traits == Traits(values), "segment \(number)")
+          }
+        }
+        #expect(try script.results().runs == 1)
+        #expect(changes == .only(set: 1, allocated: 1))
+        try script.detach()
+      }
+    }
+
+    // MARK: Keys
+
+    @Test("a removed key's values end on packets in flight", arguments: Route.allCases)
+    func removalInFlight(route: Route) throws {
+      let cable = try suiteCable()
+      try Guest.withKeys([.bytes16, .bytes16]) { ids in
+        let values = distinct(ids)
+        let script = try SkbProgram(.classifier, port: Guest.port, setting(values))
+        try script.attach(to: cable.receiver, .ingress)
+        let inbox = try cable.inbox(route, ids)
+        let outbox = try cable.outbox(route)
+        let destination = try cable.destination(route)
+        for sequence in 0..<2 as Range<UInt32> {
+          try outbox.send(TagProgram.payload(sequence), to: destination)
+        }
+        #expect(try inbox.arrival(flags: .peek).traits == Traits(values))
+
+        var registry = try RegistryConnection()
+        let removed = try registry.remove(ids[0])
+        #expect(try inbox.arrival().traits == Traits([values[1]]))
+        // The same key anew, asked for anew: the old value is not its.
+        try registry.add(removed.name, size: removed.size, id: removed.id)
+        try inbox.setReceivedTraits(TraitMask(ids))
+        #expect(try inbox.arrival().traits == Traits([values[1]]))
+
+        try outbox.send(TagProgram.payload(7), to: destination)
+        #expect(try inbox.arrival().traits == Traits(values))
+        try script.detach()
+      }
+    }
+
+    @Test("values are right while keys come and go and clones share them", arguments: Route.allCases)
+    func concurrency(route: Route) throws {
+      let cable = try suiteCable()
+      try Guest.withKeys([.bytes4, .bytes8, .bytes16]) { ids in
+        let keys = ids.map(\.rawValue)
+        let tag = try TagProgram(port: Guest.port, key4: ids[0], key8: ids[1], key16: ids[2])
+        try tag.program.attach(to: cable.receiver)
+        // The clone shares what XDP set; the packet's own is then changed.
+        let script = try SkbProgram(
+          .classifier, port: Guest.port,
+          [.set(keys[0], [1, 2, 3, 4]), .get(keys[1]), .set(keys[1], [UInt8](repeating: 5, count: 8))])
+        try script.attach(to: cable.receiver, .ingress)
+        let tap = try cable.receiver.namespace.openTap()
+        defer { try? tap.close() }
+        let inbox = try cable.inbox(route, ids)
+        let outbox = try cable.outbox(route)
+        let destination = try cable.destination(route)
+        let id = ids[1]
+        let name = Guest.uniqueName()
+        let before = try Guest.statistics()
+        var registry = try RegistryConnection()
+        let former = try registry.key(id).name
+        var (with, without) = (0, 0)
+        try repeating {
+          var registry = try RegistryConnection()
+          try registry.remove(named: former)
+          try registry.add(name, size: .bytes16)
+          usleep(3000)
+          try registry.add(former, size: .bytes8, id: id)
+          try registry.remove(named: name)
+          usleep(3000)
+        } during: { changes in
+          let end = ContinuousClock.now + .seconds(60)
+          var sequence: UInt32 = 0
+          while try changes.count() < 50 || with < 50 || without < 50 {
+            sequence += 1
+            _ = try? inbox.setReceivedTraits(TraitMask(ids))
+            try outbox.send(TagProgram.payload(sequence), to: destination)
+            let arrival = try inbox.arrival()
+            try #require(arrival.payload == TagProgram.payload(sequence))
+            let traits = try arrival.traits
+            try #require(traits.bytes(of: ids[0]) == [1, 2, 3, 4])
+            try #require(traits.bytes(of: ids[2]) == TagProgram.value16(sequence))
+            if let value = traits.bytes(of: id) {
+              var tagged: [UInt8] = []
+              tagged.append(native: TagProgram.value8(sequence))
+              // The classifier may have come when the key was gone.
+              try #require(value == [UInt8](repeating: 5, count: 8) || value == tagged)
+              with += 1
+            } else {
+              without += 1
+            }
+            try #require(traits.keys.isSubset(of: TraitMask(ids)))
+            try #require(
+              ContinuousClock.now < end, "after 60 seconds: \(with) with the key, \(without) without")
+          }
+        }
+        let after = try Guest.statistics()
+        #expect(after.discarded == before.discarded)
+        #expect(after.lost == before.lost)
+        try script.detach()
+        try tag.program.detach()
+      }
+    }
+
+    // MARK: Clones
+
+    @Test("each socket of a group has the traits", arguments: Route.allCases)
+    func multicast(route: Route) throws {
+      let cable = try suiteCable()
+      let host = route == .ipv6 ? "ff05::4243" : "239.42.43.1"
+      try cable.sender.namespace.ip(
+        "route", "replace", route == .ipv6 ? "ff05::/16" : "239.0.0.0/8", "dev",
+        cable.sender.interface, "table", route == .ipv6 ? "local" : "main")
+      let destination = try #require(InternetAddress(host, port: Guest.port))
+      let index = try cable.receiver.index()
+      try Guest.withKeys([.bytes4, .bytes8, .bytes16]) { ids in
+        let tag = try TagProgram(port: Guest.port, key4: ids[0], key8: ids[1], key16: ids[2])
+        try tag.program.attach(to: cable.receiver)
+        func member(_ keys: [TraitID]) throws -> UDPSocket {
+          try cable.receiver.namespace.run {
+            let socket = try UDPSocket(route == .ipv4 ? .ipv4 : .ipv6)
+            try setOption(socket, SOL_SOCKET, SO_REUSEADDR, Int32(1))
+            try socket.bind(to: .any(route == .ipv4 ? .ipv4 : .ipv6, port: Guest.port))
+            try socket.setReceiveTimeout(.seconds(10))
+            try socket.setReceivedTraits(TraitMask(keys))
+            // struct ip_mreqn, struct ipv6_mreq
+            var request = try bytes(of: host)
+            if route != .ipv6 { request += [0, 0, 0, 0] }
+            request.append(native: index)
+            // IPV6_ADD_MEMBERSHIP, IP_ADD_MEMBERSHIP
+            let (level, name) = route == .ipv6 ? (IPPROTO_IPV6, 20) : (IPPROTO_IP, 35)
+            try setOption(socket, Int32(level), Int32(name), request)
+            return socket
+          }
+        }
+        let first = try member(ids)
+        let second = try member([ids[1]])
+        let unaware = try member([])
+        let outbox = try cable.outbox(route)
+        let changes = try Guest.changes {
+          for sequence in 0..<10 as Range<UInt32> {
+            try outbox.send(TagProgram.payload(sequence), to: destination)
+            var right = Traits()
+            try right.set(TagProgram.value8(sequence), for: TraitKey<UInt64>(ids[1]))
+            let one = try second.arrival()
+            #expect(one.payload == TagProgram.payload(sequence))
+            #expect(try one.traits == right)
+            try right.set(TagProgram.value4(sequence), for: TraitKey<UInt32>(ids[0]))
+            try right.setBytes(TagProgram.value16(sequence), for: ids[2])
+            let all = try first.arrival()
+            #expect(all.payload == TagProgram.payload(sequence))
+            #expect(try all.traits == right)
+            let none = try unaware.arrival()
+            #expect(none.payload == TagProgram.payload(sequence))
+            #expect(none.control.isEmpty)
+          }
+        }
+        #expect(changes == .only(set: 10, allocated: 10, evicted: 10))
+        try tag.program.detach()
+      }
+    }
+
+    @Test("what is written to a packet is not seen on its clone", arguments: [Route.ipv4, .ipv6])
+    func clone(route: Route) throws {
+      let cable = try suiteCable()
+      let namespace = cable.receiver.namespace
+      // Where the clone goes: it is for another Ethernet address, and ends there.
+      let side = try VethPair(from: namespace, to: namespace, network: 3)
+      defer { _ = try? namespace.ip("link", "del", side.sender.interface) }
+      try Guest.withKeys([.bytes4, .bytes16]) { ids in
+        let keys = ids.map(\.rawValue)
+        let value = distinct([ids[1]])[0].1
+        let tag = try ScriptProgram(
+          port: Guest.port, [.set(keys[0], [1, 1, 1, 1]), .set(keys[1], value)])
+        try tag.program.attach(to: cable.receiver)
+        let original = try SkbProgram(
+          .classifier, port: Guest.port,
+          [
+            .get(keys[0]), .clone(to: try side.sender.index()), .set(keys[0], [2, 2, 2, 2]),
+            .delete(keys[1]), .get(keys[0]), .get(keys[1]),
+          ])
+        try original.attach(to: cable.receiver, .ingress)
+        let cloned = try SkbProgram(
+          .classifier, port: Guest.port,
+          [.get(keys[0]), .get(keys[1]), .set(keys[0], [3, 3, 3, 3]), .get(keys[0])])
+        try cloned.attach(to: side.receiver, .ingress)
+        let inbox = try cable.inbox(route, ids)
+        let outbox = try cable.outbox(route)
+        let changes = try Guest.changes {
+          for sequence in 0..<10 as Range<UInt32> {
+            try outbox.send(TagProgram.payload(sequence), to: try cable.destination(route))
+            let arrival = try inbox.arrival()
+            #expect(arrival.payload == TagProgram.payload(sequence))
+            #expect(try arrival.traits == Traits([(ids[0], [2, 2, 2, 2])]))
+          }
+          for _ in 0..<500 {
+            if try cloned.results().runs == 10 { break }
+            usleep(10_000)
+          }
+        }
+        let first = try original.results()
+        #expect(first.runs == 10)
+        #expect(first.steps.map(\.status) == [4, 0, 0, 0, 4, -ENOENT])
+        #expect(Array(first.steps[4].value.prefix(4)) == [2, 2, 2, 2])
+        let second = try cloned.results()
+        #expect(second.runs == 10)
+        #expect(second.steps.map(\.status) == [4, 16, 0, 4])
+        #expect(Array(second.steps[0].value.prefix(4)) == [1, 1, 1, 1])
+        #expect(second.steps[1].value == value)
+        #expect(Array(second.steps[3].value.prefix(4)) == [3, 3, 3, 3])
+        #expect(changes == .only(set: 10, allocated: 20, evicted: 10))
+        try cloned.detach()
+        try original.detach()
+        try tag.program.detach()
+      }
+    }
+
+    // MARK: Back into XDP
+
+    @Test(
+      "an XDP program sees them if enough headroom is left, and what it sets is added",
+      arguments: [Route.ipv4, .ipv6], [XDPProgram.Mode.driver, .generic])
+    func backIntoXDP(route: Route, mode: XDPProgram.Mode) throws {
+      // All in one namespace, so that no border is crossed.
+      let namespace = try NetworkNamespace("ring")
+      defer { namespace.remove() }
+      let cable = try VethPair(from: namespace, to: namespace, network: 1)
+      try Guest.withKeys([TraitSize](repeating: .bytes16, count: 13)) { ids in
+        let keys = ids.map(\.rawValue)
+        let fresh = [UInt8](repeating: 0xab, count: 16)
+        // 88 bytes fit beside the 128 that are left to the program: values of 64.
+        for count in [4, 5, 12] {
+          let isVisible = count <= 4
+          let values = distinct(ids.prefix(count))
+          let classifier = try SkbProgram(.classifier, port: Guest.port, setting(values))
+          try classifier.attach(to: cable.sender, .egress)
+          let script = try ScriptProgram(
+            port: Guest.port,
+            [.get(keys[0]), .set(keys[0], fresh), .set(keys[12], fresh), .get(keys[0])])
+          try script.program.attach(to: cable.receiver, mode: mode)
+          let inbox = try namespace.inbox(route, ids)
+          let changes = try Guest.changes {
+            try send(route, through: cable, TagProgram.payload(6))
+            let arrival = try inbox.arrival()
+            #expect(arrival.payload == TagProgram.payload(6))
+            // Where both do not fit, the values that were there stay.
+            let right =
+              [(ids[0], fresh)] + values.dropFirst() + (count == 12 ? [] : [(ids[12], fresh)])
+            #expect(try arrival.traits == Traits(right), "\(count) values")
+          }
+          #expect(
+            try script.results().steps.map(\.status) == [isVisible ? 16 : -ENOENT, 0, 0, 16],
+            "\(count) values")
+          #expect(changes.lost == 0)
+          #expect(changes.set == (isVisible ? 1 : 2), "\(count) values")
+          #expect(changes.copied == (isVisible ? 1 : 0), "\(count) values")
+          #expect(changes.discarded == (count == 12 ? 1 : 0), "\(count) values")
+          try script.program.detach()
+          try classifier.detach()
+        }
+      }
+    }
+
+    /// Sends a frame along a cable both of whose ends are in one namespace.
+    private func send(_ route: Route, through cable: VethPair, _ payload: [UInt8]) throws {
+      // From an address that is nobody's: one's own would not be let in.
+      let far = route == .ipv6 ? cable.receiver.ipv6 : cable.receiver.ipv4
+      let from = route == .ipv6 ? "fd77:1::99" : "10.77.1.99"
+      let frame = udpFrame(
+        source: [2, 0, 0, 0, 0, 9], destination: try cable.receiver.ethernetAddress(),
+        from: try bytes(of: from), to: try bytes(of: far), port: Guest.port, payload: payload)
+      try cable.sender.namespace.send(frame: frame, outOf: cable.sender.interface)
+    }
+
+    @Test(
+      "a program that sends a packet on without seeing them gives them up", arguments: [Route.ipv4, .ipv6])
+    func sentOnUnseen(route: Route) throws {
+      let namespace = try NetworkNamespace("ring")
+      defer { namespace.remove() }
+      let cable = try VethPair(from: namespace, to: namespace, network: 1)
+      try Guest.withKeys([TraitSize](repeating: .bytes16, count: 12)) { ids in
+        for count in [1, 12] {
+          let classifier = try SkbProgram(
+            .classifier, port: Guest.port, setting(distinct(ids.prefix(count))))
+          try classifier.attach(to: cable.sender, .egress)
+          let script = try ScriptProgram(port: Guest.port, [.get(ids[0].rawValue)], then: .transmit)
+          try script.program.attach(to: cable.receiver)
+          let back = try SkbProgram(.classifier, port: Guest.port, [.get(ids[0].rawValue)])
+          try back.attach(to: cable.sender, .ingress)
+          // A driver takes back only from where frames are expected.
+          let other = try ScriptProgram(port: Guest.port, [.get(ids[0].rawValue)])
+          try other.program.attach(to: cable.sender)
+          let changes = try Guest.changes {
+            try send(route, through: cable, TagProgram.payload(6))
+            for _ in 0..<500 {
+              if try back.results().runs > 0 { break }
+              usleep(10_000)
+            }
+          }
+          let status: Int32 = count == 1 ? 16 : -ENOENT
+          #expect(try back.results().runs == 1)
+          #expect(try script.results().steps.map(\.status) == [status])
+          #expect(try other.results().steps.map(\.status) == [status])
+          #expect(try back.results().steps.map(\.status) == [status])
+          #expect(changes.discarded == (count == 1 ? 0 : 1))
+          #expect(changes.lost == 0)
+          for program in [other.program, script.program] { try program.detach() }
+          try back.detach()
+          try classifier.detach()
+        }
+      }
+    }
+
+    @Test("between interfaces of one namespace all keys are kept", arguments: [Route.ipv4, .ipv6])
+    func oneNamespace(route: Route) throws {
+      let namespace = try NetworkNamespace("ring")
+      defer { namespace.remove() }
+      let cable = try VethPair(from: namespace, to: namespace, network: 1)
+      try Guest.withKeys([.bytes16]) { local in
+        try Guest.withKeys([.bytes16], flags: .crossesNetworkNamespaces) { crossing in
+          let values = distinct(local + crossing)
+          let script = try SkbProgram(.classifier, port: Guest.port, setting(values))
+          try script.attach(to: cable.sender, .egress)
+          let inbox = try namespace.inbox(route, local + crossing)
+          let changes = try Guest.changes {
+            try send(route, through: cable, TagProgram.payload(6))
+            let arrival = try inbox.arrival()
+            #expect(arrival.payload == TagProgram.payload(6))
+            #expect(try arrival.traits == Traits(values))
+          }
+          #expect(changes == .only(set: 1, allocated: 1))
+          try script.detach()
+        }
+      }
+    }
+
+    // MARK: Memory
+
+    /// How many objects of the caches for extensions are in use.
+    private func extensions() throws -> [Int] {
+      try ["skbuff_traits_cache", "skbuff_ext_cache"].map { cache in
+        let path = "/sys/kernel/slab/\(cache)/"
+        guard try Command.require("cat", path + "aliases") == "0\n" else {
+          throw LabError("\(path): shared with other caches, unless booted with slab_nomerge")
+        }
+        // What a processor keeps at hand is counted as if it were in use.
+        let shrink = open(path + "shrink", O_WRONLY | O_CLOEXEC)
+        guard shrink >= 0 else { throw LabError("\(path)shrink: \(Errno(rawValue: errno))") }
+        defer { close(shrink) }
+        guard write(shrink, "1\n", 2) == 2 else {
+          throw LabError("\(path)shrink: \(Errno(rawValue: errno))")
+        }
+        let text = try Command.require("cat", path + "objects")
+        guard let number = text.split(whereSeparator: \.isWhitespace).first.flatMap({ Int($0) }) else {
+          throw LabError("\(path)objects: \(text)")
+        }
+        return number
+      }
+    }
+
+    @Test("no memory is left behind, whatever becomes of a packet", arguments: Route.allCases)
+    func memory(route: Route) throws {
+      let cable = try suiteCable()
+      try Guest.withKeys([.bytes8, .bytes16]) { ids in
+        let keys = ids.map(\.rawValue)
+        // Every packet has traits in the headroom, which then must leave it.
+        let tag = try ScriptProgram(
+          port: Guest.port, [.set(keys[0], [1, 2, 3, 4, 5, 6, 7, 8])])
+        try tag.program.attach(to: cable.receiver)
+        let script = try SkbProgram(
+          .classifier, port: Guest.port, [.set(keys[1], [UInt8](repeating: 7, count: 16))])
+        try script.attach(to: cable.receiver, .ingress)
+        let destination = try cable.destination(route)
+        let outbox = try cable.outbox(route)
+        let count = Guest.longRun / Route.allCases.count / 4
+
+        var tap: FileDescriptor?
+        /// To sockets that ask for traits and to one that does not; with a tap,
+        /// for which there are clones; to sockets that are closed with packets
+        /// in their queues; and to none.
+        func pass(_ count: Int) throws {
+          for asked in [ids, []] {
+            let inbox = try cable.inbox(route, asked)
+            for sequence in 0..<count {
+              try outbox.send(TagProgram.payload(UInt32(sequence)), to: destination)
+              let arrival = try inbox.arrival()
+              try #require(try arrival.traits.count == asked.count)
+            }
+          }
+          tap = try cable.receiver.namespace.openTap()
+          defer { try? tap?.close() }
+          do {
+            let inbox = try cable.inbox(route, ids)
+            for sequence in 0..<count {
+              try outbox.send(TagProgram.payload(UInt32(sequence)), to: destination)
+              try #require(try inbox.arrival().traits.count == 2)
+            }
+          }
+          for start in stride(from: 0, to: count, by: 100) {
+            let inbox = try cable.inbox(route, ids)
+            for sequence in start..<min(start + 100, count) {
+              try outbox.send(TagProgram.payload(UInt32(sequence)), to: destination)
+            }
+            _ = inbox.fileDescriptor
+          }
+          // A refusal may come back.
+          for sequence in 0..<min(count, 100) {
+            _ = try? outbox.send(TagProgram.payload(UInt32(sequence)), to: destination)
+          }
+        }
+
+        try pass(50)
+        let before = try settled { _ in false }
+        let changes = try Guest.changes { try pass(count) }
+        #expect(changes.evicted >= UInt64(count * 4))
+        #expect(changes.allocated >= changes.evicted)
+        #expect(changes.lost == 0)
+        #expect(changes.discarded == 0)
+        let after = try settled { $0 == before }
+        #expect(after == before)
+        try script.detach()
+        try tag.program.detach()
+      }
+    }
+
+    @Test(
+      "TCP carries its bytes while its packets have traits, which end with it",
+      arguments: [Route.ipv4, .ipv6], [false, true])
+    func tcp(route: Route, isXDP: Bool) throws {
+      let cable = try suiteCable()
+      try Guest.withKeys([.bytes16], flags: .crossesNetworkNamespaces) { ids in
+        let script = try SkbProgram(.classifier, port: Guest.port, setting(distinct(ids)))
+        try script.attach(to: cable.sender, .egress)
+        let classifier = try SkbProgram(.classifier, port: Guest.port, [.get(ids[0].rawValue)])
+        try classifier.attach(to: cable.receiver, .ingress)
+        // With it the interface takes packets one by one, and merges them.
+        let program = try ScriptProgram(port: Guest.port, [])
+        if isXDP { try program.program.attach(to: cable.receiver) }
+
+        func pass(_ rounds: Int) throws {
+          let (near, far) = try connection(route, along: cable)
+          defer { for end in [near, far] { try? end.close() } }
+          for round in 0..<rounds {
+            let payload = TagProgram.payload(UInt32(round), length: 65_536)
+            try #require(try near.writeAll(payload) == payload.count)
+            var got = [UInt8](repeating: 0, count: payload.count)
+            var count = 0
+            while count < got.count {
+              let read = try got[count...].withUnsafeMutableBytes { try far.read(into: $0) }
+              try #require(read > 0)
+              count += read
+            }
+            try #require(got == payload, "round \(round)")
+          }
+        }
+        try pass(2)
+        let before = try settled { _ in false }
+        let changes = try Guest.changes { try pass(30) }
+        #expect(changes.set > 30)
+        #expect(changes.allocated > 30)
+        #expect(changes.lost == 0)
+        #expect(changes.discarded == 0)
+        // The classifier of the receiver saw them, too, with their traits.
+        #expect(try classifier.results().steps.map(\.status) == [16])
+        let after = try settled { $0 == before }
+        #expect(after == before)
+        for program in [script, classifier] { try program.detach() }
+        try program.program.detach()
+      }
+    }
+
+    /// Both ends of a TCP connection.
+    private func connection(
+      _ route: Route, along cable: VethPair
+    ) throws -> (near: FileDescriptor, far: FileDescriptor) {
+      let family = route == .ipv6 ? AF_INET6 : AF_INET
+      func stream() throws -> FileDescriptor {
+        let descriptor = socket(family, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+        guard descriptor >= 0 else { throw LabError("socket: \(Errno(rawValue: errno))") }
+        return FileDescriptor(rawValue: descriptor)
+      }
+      // struct sockaddr_in, struct sockaddr_in6
+      var address: [UInt8] = []
+      address.append(native: UInt16(family))
+      address.append(native: Guest.port.bigEndian)
+      if route == .ipv6 {
+        address += [0, 0, 0, 0] + (try bytes(of: cable.receiver.ipv6)) + [0, 0, 0, 0]
+      } else {
+        address += try bytes(of: cable.receiver.ipv4) + [UInt8](repeating: 0, count: 8)
+      }
+      func call(_ what: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32) throws {
+        let status = address.withUnsafeBytes {
+          body($0.assumingMemoryBound(to: sockaddr.self).baseAddress!, socklen_t($0.count))
+        }
+        guard status == 0 else { throw LabError("\(what): \(Errno(rawValue: errno))") }
+      }
+      let server = try cable.receiver.namespace.run { try stream() }
+      defer { try? server.close() }
+      var on: Int32 = 1
+      setsockopt(server.rawValue, SOL_SOCKET, SO_REUSEADDR, &on, 4)
+      try call("bind") { bind(server.rawValue, $0, $1) }
+      guard listen(server.rawValue, 1) == 0 else { throw LabError("listen: \(Errno(rawValue: errno))") }
+      let near = try cable.sender.namespace.run { try stream() }
+      try call("connect") { connect(near.rawValue, $0, $1) }
+      let far = accept(server.rawValue, nil, nil)
+      guard far >= 0 else { throw LabError("accept: \(Errno(rawValue: errno))") }
+      return (near, FileDescriptor(rawValue: far))
+    }
+
+    /// The number of objects when it does not change any more, or is right.
+    private func settled(_ isRight: ([Int]) -> Bool) throws -> [Int] {
+      var last = try extensions()
+      var isSame = 0
+      for _ in 0..<50 where !isRight(last) && isSame < 5 {
+        usleep(100_000)
+        let next = try extensions()
+        isSame = next == last ? isSame + 1 : 0
+        last = next
+      }
+      return last
+    }
+  }
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * A script: steps that a test has written down, and what came of each.
+ */
+#ifndef SCRIPT_BPF_H
+#define SCRIPT_BPF_H
+
+#include "traits.h"
+
+#define SCRIPT_STEPS 64
+
+enum script_operation {
+	SCRIPT_END,
+	SCRIPT_SET,
+	SCRIPT_GET,
+	SCRIPT_DEL,
+	/* XDP */
+	SCRIPT_ADJUST_HEAD,
+	SCRIPT_ADJUST_META,
+	SCRIPT_WRITE_META,
+	SCRIPT_READ_META,
+	/* tc */
+	SCRIPT_PUSH_VLAN,
+	SCRIPT_POP_VLAN,
+	SCRIPT_CLONE,
+};
+
+struct script_step {
+	__u32 operation;
+	__u32 key;
+	__u32 size;		/* of the value, 0 .. 32 */
+	__s32 delta;		/* by which data begins elsewhere; an interface */
+	__u64 flags;
+	__u8 value[16];		/* to be written */
+};
+
+struct script_result {
+	__s32 status;
+	__u32 reserved;
+	__u8 value[16];		/* what was read */
+};
+
+/* Set before the program is loaded */
+const volatile struct script {
+	__u32 port;		/* destination, in host byte order */
+	__u32 action;		/* what the program returns */
+	__u32 interface;	/* where a packet is redirected to, if not 0 */
+	__u32 reserved;
+	struct script_step steps[SCRIPT_STEPS];
+} script SEC(".rodata.script") = {};
+
+/* Of the last datagram */
+struct script_results {
+	__u64 runs;		/* datagrams so far */
+	struct script_result steps[SCRIPT_STEPS];
+} results SEC(".data.results") = {};
+
+#endif /* SCRIPT_BPF_H */

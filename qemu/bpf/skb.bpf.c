@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * As script.bpf.c, in programs that have an skb: one for each place where they
+ * can be attached. Only the one that is asked for is loaded. Packets of TCP take
+ * part as well.
+ */
+#include "script.h"
+
+/* What a type of program may do */
+#define MAY_WRITE	1	/* set and delete */
+#define MAY_CHANGE	2	/* push headers, send clones */
+
+/* The header of an IPv6 fragment, which follows the packet's */
+#define IPV6_FRAGMENT 44
+
+/*
+ * Is this IP packet, from its header on, for the port of UDP or TCP; or, if the
+ * port is 0, a fragment?
+ */
+#define DEFINE_MATCH(name, context, load)				\
+static __always_inline int name(context from, __u32 port)		\
+{									\
+	__u32 transport;						\
+	__be16 dest;							\
+	__u8 version, protocol;						\
+									\
+	if (load(from, 0, &version, sizeof(version)))			\
+		return 0;						\
+	if (version >> 4 == 4) {					\
+		struct iphdr ip;					\
+									\
+		if (load(from, 0, &ip, sizeof(ip)))			\
+			return 0;					\
+		if (ip.frag_off & bpf_htons(IPV4_FRAGMENT))		\
+			return !port;					\
+		protocol = ip.protocol;					\
+		transport = ip.ihl * 4;					\
+	} else if (version >> 4 == 6) {					\
+		struct ipv6hdr ip;					\
+									\
+		if (load(from, 0, &ip, sizeof(ip)))			\
+			return 0;					\
+		if (ip.nexthdr == IPV6_FRAGMENT)			\
+			return !port;					\
+		protocol = ip.nexthdr;					\
+		transport = sizeof(ip);					\
+	} else {							\
+		return 0;						\
+	}								\
+	if (!port || (protocol != IPPROTO_UDP && protocol != IPPROTO_TCP)) \
+		return 0;						\
+	/* Which is in the same place for both */			\
+	transport += offsetof(struct udphdr, dest);			\
+	return !load(from, transport, &dest, sizeof(dest)) &&		\
+	       dest == bpf_htons(port);					\
+}
+
+#define load_skb(skb, offset, to, size)					\
+	bpf_skb_load_bytes_relative(skb, offset, to, size, BPF_HDR_START_NET)
+#define load_memory(data, offset, to, size)				\
+	bpf_probe_read_kernel(to, size, (data) + (offset))
+
+DEFINE_MATCH(is_skb_for, struct __sk_buff *, load_skb)
+DEFINE_MATCH(is_memory_for, const unsigned char *, load_memory)
+
+static __always_inline void note(__u32 i, int status, const __u8 *value)
+{
+	int j;
+
+	results.steps[i].status = status;
+	for (j = 0; j < 16; j++)
+		results.steps[i].value[j] = value[j];
+}
+
+static __always_inline void run(struct __sk_buff *skb, int may)
+{
+	__u32 i, j;
+
+	for (i = 0; i < SCRIPT_STEPS; i++) {
+		const volatile struct script_step *step = &script.steps[i];
+		__u32 operation = step->operation;
+		__u32 key = step->key;
+		__u32 size = step->size;
+		__u64 flags = step->flags;
+		__u8 value[32] = {};
+		int status = 0;
+
+		if (operation == SCRIPT_END || size > sizeof(value))
+			break;
+		for (j = 0; j < 16; j++)
+			value[j] = step->value[j];
+
+		if (operation == SCRIPT_GET)
+			status = bpf_skb_trait_get(skb, key, value, size, flags);
+		else if (may & MAY_WRITE && operation == SCRIPT_SET)
+			status = bpf_skb_trait_set(skb, key, value, size, flags);
+		else if (may & MAY_WRITE && operation == SCRIPT_DEL)
+			status = bpf_skb_trait_del(skb, key, flags);
+		else if (may & MAY_CHANGE && operation == SCRIPT_PUSH_VLAN)
+			status = bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), key);
+		else if (may & MAY_CHANGE && operation == SCRIPT_POP_VLAN)
+			status = bpf_skb_vlan_pop(skb);
+		else if (may & MAY_CHANGE && operation == SCRIPT_CLONE)
+			status = bpf_clone_redirect(skb, step->delta, 0);
+		else
+			status = -1;
+
+		note(i, status, value);
+	}
+	__sync_fetch_and_add(&results.runs, 1);
+}
+
+#define PROGRAM(section, name, may)					\
+SEC(section)								\
+int name(struct __sk_buff *skb)						\
+{									\
+	if (is_skb_for(skb, script.port))				\
+		run(skb, may);						\
+	return script.action;						\
+}
+
+PROGRAM("tc", skb_classifier, MAY_WRITE | MAY_CHANGE)
+PROGRAM("action", skb_action, MAY_WRITE | MAY_CHANGE)
+PROGRAM("cgroup_skb/ingress", skb_group_ingress, MAY_WRITE)
+PROGRAM("cgroup_skb/egress", skb_group_egress, MAY_WRITE)
+PROGRAM("socket", skb_socket_filter, 0)
+
+/* Before this tracepoint the packet's link layer header was taken off */
+SEC("tp_btf/netif_receive_skb")
+int skb_trace(__u64 *arguments)
+{
+	struct sk_buff *skb = (void *)arguments[0];
+	__u32 i;
+
+	if (!is_memory_for(skb->data, script.port))
+		return 0;
+
+	for (i = 0; i < SCRIPT_STEPS; i++) {
+		const volatile struct script_step *step = &script.steps[i];
+		__u8 value[32] = {};
+		__u32 size = step->size;
+		int status;
+
+		if (step->operation != SCRIPT_GET || size > sizeof(value))
+			break;
+		status = bpf_trace_skb_trait_get(skb, step->key, value, size,
+						 step->flags);
+		note(i, status, value);
+	}
+	__sync_fetch_and_add(&results.runs, 1);
+	return 0;
+}
+
+char _license[] SEC("license") = "GPL";

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+
+internal import CLibBPF
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+
+/// A BPF program, loaded through libbpf, and detached and unloaded when its last
+/// use is over. Where it can be attached depends on its type: see
+/// ``XDPProgram`` and ``SkbProgram``.
+public class BPFProgram {
+  private let object: OpaquePointer
+  let descriptor: Int32
+
+  /// The program's number, as `bpftool prog` shows it.
+  public let id: UInt32
+
+  private var detachments: [() throws -> Void] = []
+
+  /// What libbpf and the verifier said since a program was last loaded.
+  private static let log = Mutex<String>("")
+
+  /// The directory that the compiled programs are in.
+  public static func directory() throws -> String {
+    guard let directory = getenv("PACKET_TRAITS_BPF") else {
+      throw LabError(
+        "PACKET_TRAITS_BPF is not set: it must be the directory with the compiled BPF programs")
+    }
+    return String(cString: directory)
+  }
+
+  /// Loads one program of `NAME.bpf.o`.
+  ///
+  /// - Parameters:
+  ///   - name: The object's, without the suffix.
+  ///   - function: Which program; nil if there is one only.
+  ///   - constants: What goes into its read-only map before it is loaded; nil
+  ///     if that has what it needs.
+  ///   - map: The name of that map.
+  public init(
+    _ name: String, function: String? = nil, constants: [UInt8]? = nil,
+    map: String = ".rodata.config"
+  ) throws {
+    Self.log.withLock { $0 = "" }
+    _ = libbpf_set_print { level, format, arguments in
+      guard level.rawValue <= LIBBPF_WARN.rawValue, let format, let arguments else { return 0 }
+      var text = [CChar](repeating: 0, count: 65536)
+      vsnprintf(&text, text.count, format, arguments)
+      let line = text.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
+      BPFProgram.log.withLock { $0 += line }
+      return 0
+    }
+
+    let path = "\(try Self.directory())/\(name).bpf.o"
+    guard let object = bpf_object__open_file(path, nil) else { throw Self.failure(path) }
+    var opened: OpaquePointer? = object
+    defer { if let opened { bpf_object__close(opened) } }
+
+    if let constants {
+      guard let configuration = bpf_object__find_map_by_name(object, map) else {
+        throw LabError("\(path) has no map \(map)")
+      }
+      guard bpf_map__set_initial_value(configuration, constants, constants.count) == 0 else {
+        throw LabError("\(path): map \(map) does not have the size of \(constants.count) bytes")
+      }
+    }
+
+    var next = bpf_object__next_program(object, nil)
+    var found: OpaquePointer?
+    while let program = next {
+      let isWanted = function == nil || String(cString: bpf_program__name(program)) == function
+      if isWanted { found = program }
+      bpf_program__set_autoload(program, isWanted)
+      next = bpf_object__next_program(object, program)
+    }
+    guard let program = found else {
+      throw LabError("\(path) has no program \(function ?? "at all")")
+    }
+    guard bpf_object__load(object) == 0 else { throw Self.failure("\(path) \(function ?? "")") }
+    descriptor = bpf_program__fd(program)
+
+    var info = bpf_prog_info()
+    var length = UInt32(MemoryLayout<bpf_prog_info>.size)
+    guard bpf_obj_get_info_by_fd(descriptor, &info, &length) == 0 else { throw Self.failure(path) }
+    id = info.id
+    self.object = object
+    opened = nil
+  }
+
+  deinit {
+    do {
+      try detach()
+    } catch {
+      // An interface may be gone already, with its namespace.
+      _ = try? FileDescriptor.standardError.writeAll("\(error)\n".utf8)
+    }
+    bpf_object__close(object)
+  }
+
+  /// An error of libbpf, with what it said.
+  ///
+  /// - Parameter status: A negative errno value; nil for `errno`.
+  static func failure(_ what: String, _ status: Int32? = nil) -> LabError {
+    let error = String(cString: strerror(status.map(-) ?? errno))
+    return LabError("\(what): \(error)\n\(log.withLock { $0 })")
+  }
+
+  /// Detaches the program wherever it is attached.
+  public func detach() throws {
+    while let detachment = detachments.popLast() { try detachment() }
+  }
+
+  /// Notes what ends an attachment.
+  func onDetach(_ detachment: @escaping () throws -> Void) { detachments.append(detachment) }
+
+  /// The content of one of the program's maps of variables.
+  public func variables(_ map: String, count: Int) throws -> [UInt8] {
+    let descriptor = bpf_object__find_map_fd_by_name(object, map)
+    guard descriptor >= 0 else { throw LabError("the program has no map \(map)") }
+    let found = bpf_object__find_map_by_name(object, map)
+    guard bpf_map__value_size(found) == UInt32(count) else {
+      throw LabError("map \(map) has \(bpf_map__value_size(found)) bytes, not \(count)")
+    }
+    var key: UInt32 = 0
+    var value = [UInt8](repeating: 0, count: count)
+    guard bpf_map_lookup_elem(descriptor, &key, &value) == 0 else {
+      throw LabError("map \(map) cannot be read: \(String(cString: strerror(errno)))")
+    }
+    return value
+  }
+}
+
+extension Array where Element == UInt8 {
+  /// Appends a number in native byte order.
+  public mutating func append<Number: FixedWidthInteger & BitwiseCopyable>(native number: Number) {
+    Swift.withUnsafeBytes(of: number) { append(contentsOf: $0) }
+  }
+
+  /// The number at an offset, in native byte order.
+  public func native<Number: FixedWidthInteger & BitwiseCopyable>(
+    _ offset: Int, as type: Number.Type = Number.self
+  ) -> Number {
+    span.bytes.unsafeLoadUnaligned(fromByteOffset: offset, as: type)
+  }
+}

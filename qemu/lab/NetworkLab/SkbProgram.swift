@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT
+
+internal import CLibBPF
+internal import Glibc
+internal import Synchronization
+public import SystemPackage
+
+/// `skb.bpf.c`: does to UDP datagrams what is written down here, step by step,
+/// in programs that have an sk_buff.
+public final class SkbProgram: BPFProgram {
+  /// What type of program, and for the last ones where it runs.
+  public enum Kind: String, CaseIterable, Sendable {
+    /// At an interface, on the way in or out.
+    case classifier
+    /// As a classifier, as the action of another one.
+    case action
+    /// Before a datagram is queued to a socket of a control group.
+    case groupIngress = "group_ingress"
+    /// When a socket of a control group has sent.
+    case groupEgress = "group_egress"
+    /// Before a datagram is queued to a socket.
+    case socketFilter = "socket_filter"
+    /// Where the stack receives a packet.
+    case trace
+
+    /// What the program returns for the packet to go on.
+    fileprivate var pass: UInt32 {
+      switch self {
+      case .classifier, .action, .trace: 0
+      case .groupIngress, .groupEgress: 1
+      case .socketFilter: .max
+      }
+    }
+  }
+
+  /// A direction at an interface.
+  public enum Direction: Sendable {
+    case ingress, egress
+  }
+
+  /// How a classifier hangs off an interface.
+  public enum Hook: CaseIterable, Sendable {
+    /// A link of its own, since Linux 6.6.
+    case tcx
+    /// A filter of the queueing discipline `clsact`.
+    case clsact
+  }
+
+  private let count: Int
+
+  public init(_ kind: Kind, port: UInt16, _ steps: [ScriptStep]) throws {
+    count = steps.count
+    try super.init(
+      "skb", function: "skb_\(kind.rawValue)",
+      constants: ScriptStep.constants(port: port, action: kind.pass, interface: 0, steps),
+      map: ".rodata.script")
+  }
+
+  /// How many datagrams came so far, and what came of each step at the last.
+  public func results() throws -> ScriptResults { try ScriptResults(self, count: count) }
+
+  private func link(to target: Int32, _ type: UInt32, _ what: String) throws {
+    let link = bpf_link_create(descriptor, target, bpf_attach_type(rawValue: type), nil)
+    guard link >= 0 else {
+      throw Self.failure("\(what): the program cannot be attached", link)
+    }
+    onDetach { close(link) }
+  }
+
+  /// Attaches a classifier to an interface.
+  public func attach(
+    to interface: String, in namespace: NetworkNamespace, _ direction: Direction, by hook: Hook = .tcx
+  ) throws {
+    let index = try namespace.run {
+      let index = if_nametoindex(interface)
+      guard index != 0 else { throw LabError("there is no interface \(interface)") }
+      switch hook {
+      case .tcx:
+        // BPF_TCX_INGRESS and BPF_TCX_EGRESS, which libbpf's headers may lack.
+        try link(to: Int32(index), direction == .ingress ? 46 : 47, interface)
+      case .clsact:
+        try addFilter(Int32(index), direction, interface)
+      }
+      return index
+    }
+    guard hook == .clsact else { return }
+    onDetach {
+      try namespace.run {
+        // With its filters. Another program's may be among them: tests use one.
+        var hook = Self.clsact(Int32(index))
+        let status = bpf_tc_hook_destroy(&hook)
+        guard status == 0 else {
+          throw Self.failure("\(interface): clsact cannot be removed", status)
+        }
+      }
+    }
+  }
+
+  /// Attaches a classifier to one end of a cable.
+  public func attach(to end: VethPair.End, _ direction: Direction, by hook: Hook = .tcx) throws {
+    try attach(to: end.interface, in: end.namespace, direction, by: hook)
+  }
+
+  private static func clsact(_ index: Int32) -> bpf_tc_hook {
+    var hook = bpf_tc_hook()
+    // Without the padding, which Swift does not clear and libbpf looks at.
+    hook.sz = MemoryLayout<bpf_tc_hook>.offset(of: \.parent)! + MemoryLayout<UInt32>.size
+    hook.ifindex = index
+    hook.attach_point = bpf_tc_attach_point(BPF_TC_INGRESS.rawValue | BPF_TC_EGRESS.rawValue)
+    return hook
+  }
+
+  private func addFilter(_ index: Int32, _ direction: Direction, _ interface: String) throws {
+    var hook = Self.clsact(index)
+    var status = bpf_tc_hook_create(&hook)
+    if status == 0 {
+      hook.attach_point = direction == .ingress ? BPF_TC_INGRESS : BPF_TC_EGRESS
+      var options = bpf_tc_opts()
+      options.sz = MemoryLayout<bpf_tc_opts>.offset(of: \.priority)! + MemoryLayout<UInt32>.size
+      options.prog_fd = descriptor
+      status = bpf_tc_attach(&hook, &options)
+    }
+    guard status == 0 else {
+      throw Self.failure("\(interface): the program cannot be attached", status)
+    }
+  }
+
+  /// Attaches a program for control groups to the topmost one: it runs for all
+  /// sockets.
+  public func attachToAllGroups(_ direction: Direction) throws {
+    let path = try Self.groups()
+    let group = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    guard group >= 0 else { throw LabError("\(path): \(String(cString: strerror(errno)))") }
+    defer { close(group) }
+    try link(
+      to: group,
+      direction == .ingress ? BPF_CGROUP_INET_INGRESS.rawValue : BPF_CGROUP_INET_EGRESS.rawValue,
+      path)
+  }
+
+  /// Where the unified hierarchy is mounted.
+  private static func groups() throws -> String {
+    guard let file = fopen("/proc/self/mounts", "re") else {
+      throw LabError("/proc/self/mounts: \(String(cString: strerror(errno)))")
+    }
+    defer { fclose(file) }
+    var line = [CChar](repeating: 0, count: 4096)
+    while fgets(&line, Int32(line.count), file) != nil {
+      let words = line.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
+        .split(separator: " ")
+      if words.count > 2, words[2] == "cgroup2" { return String(words[1]) }
+    }
+    throw LabError("no file system of type cgroup2 is mounted")
+  }
+
+  /// Attaches a socket filter, until the socket is closed.
+  public func attach(to socket: FileDescriptor) throws {
+    // SO_ATTACH_BPF
+    let name: Int32 = 50
+    var program = descriptor
+    guard setsockopt(socket.rawValue, SOL_SOCKET, name, &program, 4) == 0 else {
+      throw LabError("a socket filter cannot be attached: \(String(cString: strerror(errno)))")
+    }
+  }
+
+  /// Attaches a tracing program to the place that it was written for.
+  public func attachToTracepoint() throws {
+    let link = bpf_raw_tracepoint_open(nil, descriptor)
+    guard link >= 0 else {
+      throw Self.failure("the program cannot be attached", link)
+    }
+    onDetach { close(link) }
+  }
+}

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""mutate.py TREE SITES: puts each of SITES under a switch, in the kernel tree TREE.
+
+The kernel then leaves out what the boot parameter traits_mutant=N says, N being the
+number of the site, from 1 on. One build is enough for all of them. Prints one line
+for each: number, name, file, case, separated by tabs.
+"""
+
+import sys
+from pathlib import Path
+
+DECLARATION = "extern unsigned int traits_mutant;\n"
+DEFINITION = """
+#include <linux/export.h>
+#include <linux/moduleparam.h>
+unsigned int traits_mutant;
+EXPORT_SYMBOL(traits_mutant);
+core_param(traits_mutant, traits_mutant, uint, 0444);
+"""
+DEFINED_IN = "net/traits/store.c"
+
+
+def switched(number, original, replacement):
+    """The C text that does `original`, or for this number `replacement`."""
+    mutant = f"traits_mutant == {number}"
+    if replacement is None:
+        return f"if (traits_mutant != {number}) {original}"
+    if original.endswith(";"):
+        return f"if ({mutant}) {{ {replacement} }} else {{ {original} }}"
+    if original.startswith("if (") and replacement.startswith("if ("):
+        return f"if (({mutant}) ? ({replacement[4:-1]}) : ({original[4:-1]}))"
+    return f"(({mutant}) ? ({replacement}) : ({original}))"
+
+
+def sites(path):
+    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        # Alternatives in C are written ||: a single bar with blanks separates
+        fields = line.split(" | ")
+        if len(fields) != 5:
+            sys.exit(f"{path}:{number}: {len(fields)} fields instead of 5: {line}")
+        name, file, anchor, change, case = fields
+        original, _, replacement = change.strip().partition(" => ")
+        yield name.strip(), file.strip(), anchor.lstrip(" ").rstrip(), original, replacement or None, case.strip()
+
+
+def main():
+    tree, path = Path(sys.argv[1]), sys.argv[2]
+    texts = {}
+    for number, (name, file, anchor, original, replacement, case) in enumerate(sites(path), 1):
+        text = texts.get(file) or (tree / file).read_text()
+        begin = text.find("\n" + anchor)
+        at = text.find(original, begin)
+        if begin < 0 or at < 0:
+            sys.exit(f"{path}: {name}: {file} has no '{original if begin >= 0 else anchor}'")
+        texts[file] = text[:at] + switched(number, original, replacement) + text[at + len(original):]
+        print(number, name, file, case, sep="\t")
+    texts.setdefault(DEFINED_IN, (tree / DEFINED_IN).read_text())
+    for file, text in texts.items():
+        (tree / file).write_text(DECLARATION + text + (DEFINITION if file == DEFINED_IN else ""))
+
+
+if __name__ == "__main__":
+    main()
