@@ -99,6 +99,11 @@ kernel_tree() {
 	base=$1
 	shift
 	cat "$@" >> "$base"
+	# As the real one: of several settings of a symbol the last holds
+	awk '{ symbol = $0; sub(/^# /, "", symbol); sub(/[= ].*/, "", symbol)
+		if (symbol ~ /^CONFIG_/) last[symbol] = $0 }
+		END { for (symbol in last) print last[symbol] }' "$base" | sort > "$base.merged"
+	mv "$base.merged" "$base"
 	MERGE
 	chmod +x "$tree/scripts/kconfig/merge_config.sh"
 	printf 'int device_one(void);\nint device_one(void)\n{\n\treturn 1;\n}\n' >"$tree/net/core/dev.c"
