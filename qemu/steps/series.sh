@@ -6,8 +6,9 @@
 # and a place to work on it. What somebody committed or edited there is never
 # thrown away without being asked to.
 
-# checkpatch's messages that do not count: a sign-off is the submitter's to give
-CHECKPATCH_IGNORE=MISSING_SIGN_OFF
+# checkpatch's messages that do not count: a sign-off is the submitter's to give, and
+# a tree that was made from a tarball does not have the commits that "Fixes:" names
+CHECKPATCH_IGNORE=MISSING_SIGN_OFF,UNKNOWN_COMMIT_ID
 
 # series_patches: the patches' paths in order, one a line
 series_patches() {
