@@ -29,6 +29,32 @@ public class BPFProgram {
     return String(cString: directory)
   }
 
+  private static let objects = Mutex<[String: [UInt8]]>([:])
+
+  /// The content of `NAME.bpf.o`.
+  ///
+  /// It is read once: where a test goes on as a user who cannot read the file,
+  /// it asks for the content before.
+  @discardableResult
+  public static func content(of name: String) throws -> [UInt8] {
+    if let known = objects.withLock({ $0[name] }) { return known }
+    let path = FilePath(try directory()).appending("\(name).bpf.o")
+    let content: [UInt8]
+    do {
+      let file = try FileDescriptor.open(path, .readOnly)
+      content = try file.closeAfter {
+        let size = Int(try file.seek(offset: 0, from: .end))
+        return try [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
+          count = try file.read(fromAbsoluteOffset: 0, into: .init(buffer))
+        }
+      }
+    } catch let error as Errno {
+      throw LabError("\(path): \(error)")
+    }
+    objects.withLock { $0[name] = content }
+    return content
+  }
+
   /// Loads one program of `NAME.bpf.o`.
   ///
   /// - Parameters:
@@ -51,8 +77,16 @@ public class BPFProgram {
       return 0
     }
 
-    let path = "\(try Self.directory())/\(name).bpf.o"
-    guard let object = bpf_object__open_file(path, nil) else { throw Self.failure(path) }
+    let path = "\(name).bpf.o"
+    let content = try Self.content(of: name)
+    guard
+      let object = name.withCString({ name in
+        var options = bpf_object_open_opts()
+        options.sz = MemoryLayout<bpf_object_open_opts>.size
+        options.object_name = name
+        return bpf_object__open_mem(content, content.count, &options)
+      })
+    else { throw Self.failure(path) }
     var opened: OpaquePointer? = object
     defer { if let opened { bpf_object__close(opened) } }
 
