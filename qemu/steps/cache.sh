@@ -6,7 +6,8 @@
 #
 #   linux.git        the pristine sources that were imported, the applied series
 #   tree/FLAVOUR     a worktree of it (patched, unpatched, check)
-#   build/FLAVOUR    its objects (also: kunit)
+#   build/FLAVOUR    its objects (also: TREE-PROFILE, the same tree with the fragment
+#                    PROFILE; kunit, kunit-debug)
 #   download, apt    what was fetched, and apt's private state
 #   virtme-ng-*      the private Python environment
 #   log              output of the steps

@@ -12,6 +12,9 @@ KVM_PROBE_LIMIT=25
 GUEST_MEMORY=2G
 GUEST_CPUS=2
 
+# What else virtme-ng is told
+GUEST_ARGUMENTS=()
+
 # ensure_virtme: the environment with virtme-ng, made once
 ensure_virtme() {
 	local venv=$CACHE/virtme-ng-$VIRTME_NG log=$CACHE/log/virtme-ng.log
@@ -39,8 +42,8 @@ run_virtme() {
 	# QEMU opens it by name, several times, which would truncate a plain file.
 	# virtme-ng looks for its other half on PATH.
 	PATH=$(dirname "$VNG"):$PATH setsid timeout --signal=TERM --kill-after=5 "$limit" \
-		"$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root --memory $GUEST_MEMORY --cpus $GUEST_CPUS \
-		--verbose --append oops=panic --rwdir "$directory" "$@" \
+		"$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root --memory "$GUEST_MEMORY" --cpus "$GUEST_CPUS" \
+		--verbose --append oops=panic "${GUEST_ARGUMENTS[@]}" --rwdir "$directory" "$@" \
 		--exec "$(printf 'bash %q %q' "$ROOT/qemu/guest/enter" "$directory")" \
 		</dev/null >"$directory/virtme-ng.log" 2> >(exec cat >>"$directory/console.log") 9>&- &
 	CHILD_GROUP=$!
@@ -114,8 +117,8 @@ boot_guest() {
 	: >"$directory/output.log"
 	{
 		printf 'cd %q || exit 1\n' "$ROOT"
-		printf 'export PACKET_TRAITS_GUEST=%q PACKET_TRAITS_BPF=%q PACKET_TRAITS_RESULTS=%q\n' \
-			"$([ "${FLAVOUR:-patched}" = unpatched ] || echo 1)" "$BPF_DIRECTORY" "$directory"
+		printf 'export PACKET_TRAITS_GUEST=%q PACKET_TRAITS_BPF=%q PACKET_TRAITS_RESULTS=%q PACKET_TRAITS_PROFILE=%q\n' \
+			"$([ "$(tree_of "${FLAVOUR:-patched}")" = unpatched ] || echo 1)" "$BPF_DIRECTORY" "$directory" "${PROFILE:-plain}"
 		[ ! -d "${KERNEL_HEADERS:-}" ] || printf 'export PACKET_TRAITS_HEADERS=%q\n' "$KERNEL_HEADERS"
 		printf '%q ' "$@"
 		echo
@@ -232,6 +235,6 @@ command_shell() {
 	mkdir -p "$RESULTS/shell"
 	step "guest: a shell"
 	PATH=$(dirname "$VNG"):$PATH "$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root \
-		--memory $GUEST_MEMORY --cpus $GUEST_CPUS "${ACCELERATION[@]}" \
+		--memory "$GUEST_MEMORY" --cpus "$GUEST_CPUS" "${ACCELERATION[@]}" \
 		--rwdir "$RESULTS/shell" --cwd "$ROOT"
 }

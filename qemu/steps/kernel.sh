@@ -14,6 +14,12 @@ OBJECTS_MEASURED=1380
 # Objects with debug information, beside the tree
 BUILD_SPACE_MB=3000
 
+# tree_of FLAVOUR: the worktree that it is built from; what follows a hyphen is a
+# profile, the same source with other checks
+tree_of() {
+	echo "${1%%-*}"
+}
+
 # kernel_make FLAVOUR TARGETS...: fixed stamps, for the same image from the same
 # source; LOCALVERSION= keeps git's state out of the name
 kernel_make() {
@@ -24,7 +30,7 @@ kernel_make() {
 	[ "$BASHPID" = $$ ] || replace=(exec setsid)
 	"${replace[@]}" env KBUILD_BUILD_USER=packet-traits KBUILD_BUILD_HOST=localhost \
 		KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' \
-		make -C "$CACHE/tree/$flavour" O="$CACHE/build/$flavour" ARCH=x86_64 LOCALVERSION= \
+		make -C "$CACHE/tree/$(tree_of "$flavour")" O="$CACHE/build/$flavour" ARCH=x86_64 LOCALVERSION= \
 		-j "$(nproc)" "$@"
 }
 
@@ -32,14 +38,16 @@ kernel_make() {
 fragments_of() {
 	local name
 	for name in "${FRAGMENTS[@]}"; do
+		[[ $name != checks || $1 != *-bench ]] || continue
 		echo "$CONFIG_DIRECTORY/$name.config"
 	done
 	case $1 in
-	patched) echo "$CONFIG_DIRECTORY/traits.config" ;;
+	patched | patched-*) echo "$CONFIG_DIRECTORY/traits.config" ;;
 	# Also what KUnit compiles, and what the guest has no use for; early patches of a
 	# series do not know all of it
 	check) printf '%s\n' "$CONFIG_DIRECTORY"/{traits,kunit,touched}.config ;;
 	esac
+	[[ $1 != *-* ]] || echo "$CONFIG_DIRECTORY/${1#*-}.config"
 }
 
 # unmet_symbols CONFIG FRAGMENTS...: what was asked for and did not end up so
@@ -72,14 +80,15 @@ unmet_symbols() {
 # configure_kernel FLAVOUR: tinyconfig and the fragments. An unchanged outcome is
 # not written again: make would take it for a change of every symbol.
 configure_kernel() {
-	local flavour=$1 build=$CACHE/build/$1 scratch=$CACHE/build/$1-config log=$CACHE/log/config-$1.log unmet
+	local flavour=$1 build=$CACHE/build/$1 scratch=$CACHE/build/$1-config log=$CACHE/log/config-$1.log unmet tree
 	local -a fragments
 	mapfile -t fragments < <(fragments_of "$flavour")
+	tree=$CACHE/tree/$(tree_of "$flavour")
 	mkdir -p "$build" "$scratch"
-	logged "$log" make -C "$CACHE/tree/$flavour" O="$scratch" ARCH=x86_64 tinyconfig
-	ARCH=x86_64 logged "$log" "$CACHE/tree/$flavour/scripts/kconfig/merge_config.sh" -m -O "$scratch" \
+	logged "$log" make -C "$tree" O="$scratch" ARCH=x86_64 tinyconfig
+	ARCH=x86_64 logged "$log" "$tree/scripts/kconfig/merge_config.sh" -m -O "$scratch" \
 		"$scratch/.config" "${fragments[@]}"
-	logged "$log" make -C "$CACHE/tree/$flavour" O="$scratch" ARCH=x86_64 olddefconfig
+	logged "$log" make -C "$tree" O="$scratch" ARCH=x86_64 olddefconfig
 	[ "$flavour" != check ] || fragments=("$CONFIG_DIRECTORY/touched.config")
 	unmet=$(unmet_symbols "$scratch/.config" "${fragments[@]}")
 	[ -z "$unmet" ] || fail "the kernel's configuration is not what qemu/config asks for:" "$unmet"
@@ -89,10 +98,12 @@ configure_kernel() {
 # build_stamp FLAVOUR: what the image depends on
 build_stamp() {
 	local -a fragments
+	local tree
+	tree=$(tree_of "$1")
 	mapfile -t fragments < <(fragments_of "$1")
 	{
-		tree_git "$1" rev-parse 'HEAD^{tree}'
-		tree_git "$1" diff HEAD
+		tree_git "$tree" rev-parse 'HEAD^{tree}'
+		tree_git "$tree" diff HEAD
 		cat "${fragments[@]}"
 		gcc --version | head -n 1
 		pahole --version
@@ -166,7 +177,7 @@ ensure_kernel() {
 # prepare_kernel FLAVOUR: source, series, image
 prepare_kernel() {
 	ensure_source
-	case $1 in
+	case $(tree_of "$1") in
 	patched) ensure_patched ;;
 	unpatched) switch_tree unpatched "$SOURCE_TAG" ;;
 	esac

@@ -1,9 +1,11 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
-# The Swift package, and the BPF programs of demo and tests.
+# The Swift package, the BPF programs of demo and tests, and programs in C that run in
+# the guest.
 
 BPF_SOURCES=$ROOT/qemu/bpf
 BPF_DIRECTORY=$ROOT/.build-vm/bpf
+GUEST_PROGRAMS=$ROOT/.build-vm/guest
 
 # swift_build WHAT ARGUMENTS...: with the last line of its progress now and then
 swift_build() {
@@ -48,4 +50,17 @@ build_bpf() {
 		fi
 		mv "$object.new" "$object"
 	done
+}
+
+# build_guest_program SOURCE [LIBRARIES...]: GUEST_PROGRAMS/NAME of SOURCE, NAME.c;
+# static, unless it needs libraries: those are the host's, and so are the guest's files
+build_guest_program() {
+	local source=$1 name link=-static
+	shift
+	name=$(basename "$source" .c)
+	[ $# -eq 0 ] || link=
+	mkdir -p "$GUEST_PROGRAMS"
+	step "package: compiling $(basename "$source")"
+	logged "$CACHE/log/guest-program.log" gcc $link -O2 -Wall -Wextra -Wno-missing-field-initializers -Werror \
+		-I "$ROOT/Sources/CTraits/include" "$source" -o "$GUEST_PROGRAMS/$name" "$@"
 }

@@ -24,7 +24,9 @@ missing_packages() {
 	done
 }
 
+# install_packages [MORE...]: MORE is what few commands need
 install_packages() {
+	PACKAGES+=("$@")
 	local missing log=$CACHE/log/packages.log command
 	command -v dpkg-query >/dev/null ||
 		fail "no dpkg-query on PATH: this is not a Debian system" \

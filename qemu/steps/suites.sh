@@ -7,6 +7,30 @@ HOST_LIMIT=600
 GUEST_LIMIT=1800
 KUNIT_LIMIT=1800
 
+# How the kernel is configured that the suites run on: plain, debug or faults. A suite's
+# results under a profile are results of their own: SUITE-PROFILE.
+PROFILE=plain
+SUFFIX=
+
+# use_profile PROFILE: sets PROFILE, SUFFIX (of flavours and results) and what a guest
+# needs with it
+use_profile() {
+	PROFILE=$1
+	[ "$1" = plain ] || SUFFIX=-$1
+	case $1 in
+	debug)
+		# KASAN's shadow and quarantine; each access and each lock costs more, so that what
+		# takes long under emulation is no hang
+		GUEST_MEMORY=4G
+		GUEST_LIMIT=7200
+		KUNIT_LIMIT=3600
+		GUEST_ARGUMENTS=(--append watchdog_thresh=60 --append rcupdate.rcu_cpu_stall_timeout=180
+			--append sysctl.kernel.hung_task_timeout_secs=480) ;;
+	# A datagram that fails to come is waited for
+	faults) GUEST_LIMIT=3600 ;;
+	esac
+}
+
 TEST_BUNDLE=$ROOT/.build/debug/packet-traitsPackageTests.xctest
 
 # fail_suite SUITE REASON: a failure that no single test stands for
@@ -60,28 +84,50 @@ suite_host() {
 	read_events host $status
 }
 
-suite_guest() {
-	local directory=$RESULTS/guest status=0
-	step "guest: the guest suites on the patched kernel (log: $directory/output.log)"
-	boot_guest "$directory" $GUEST_LIMIT qemu/guest/suites "$TEST_BUNDLE" "$directory" >/dev/null || status=$?
-	case $status in
-	124) fail_suite guest "the guest did not end within $GUEST_LIMIT s" ;;
-	125) fail_suite guest "the guest ended without a status ($directory/console.log)" ;;
-	126) fail_suite guest "the kernel's log has a report: $(kernel_reports "$directory/console.log" | head -n 1 | cut -c 1-160)" ;;
+# end_of_guest SUITE STATUS: a guest that did not end as it should fails the suite
+end_of_guest() {
+	local console=$RESULTS/$1/console.log
+	case $2 in
+	124) fail_suite "$1" "the guest did not end within $GUEST_LIMIT s" ;;
+	125) fail_suite "$1" "the guest ended without a status ($console)" ;;
+	126) fail_suite "$1" "the kernel's log has a report: $(kernel_reports "$console" | head -n 1 | cut -c 1-160)" ;;
 	esac
+}
+
+suite_guest() {
+	local name=guest$SUFFIX directory=$RESULTS/guest$SUFFIX status=0
+	step "$name: the guest suites on the $FLAVOUR kernel (log: $directory/output.log)"
+	boot_guest "$directory" "$GUEST_LIMIT" qemu/guest/suites "$TEST_BUNDLE" "$directory" >/dev/null || status=$?
+	end_of_guest "$name" $status
 	# The very feature is there: a skip would hide that it is not
-	read_events guest $status
+	read_events "$name" $status
 	sed -i -E 's/^skipped\t([^\t]*)\t(.*)$/failed\t\1\twas skipped in the guest: \2/' "$directory/tests.tsv"
 }
 
+# suite_traffic: its lines of tests.tsv are written in the guest
+suite_traffic() {
+	local name=traffic$SUFFIX directory=$RESULTS/traffic$SUFFIX status=0
+	step "$name: tagged datagrams while allocations fail (log: $directory/output.log)"
+	boot_guest "$directory" "$GUEST_LIMIT" qemu/guest/traffic "$GUEST_PROGRAMS/datagrams" "$directory" >/dev/null || status=$?
+	end_of_guest "$name" $status
+	# What it does last
+	[ $status -ne 0 ] || grep -q 'traffic/left-behind' "$directory/tests.tsv" || status=1
+	[ $status -eq 0 ] || [ "$(count failed "$directory/tests.tsv")" -gt 0 ] ||
+		fail_suite "$name" "it did not come to its end: status $status, last step '$(cat "$directory/step" 2>/dev/null)' ($directory/output.log)"
+}
+
 suite_kunit() {
-	local directory=$RESULTS/kunit build=$CACHE/build/kunit status=0
+	local name=kunit$SUFFIX directory=$RESULTS/kunit$SUFFIX build=$CACHE/build/kunit$SUFFIX status=0
+	local -a configs=(--kunitconfig "$CONFIG_DIRECTORY/kunit.config")
+	[ "$PROFILE" = plain ] || configs+=(--kunitconfig "$CONFIG_DIRECTORY/kunit$SUFFIX.config")
 	[ -e "$build/vmlinux" ] || need_space "$CACHE" 1200 "the build of User Mode Linux"
-	step "kunit: building User Mode Linux and running its suites (log: $directory/output.log)"
+	step "$name: building User Mode Linux and running its suites (log: $directory/output.log)"
 	mkdir -p "$build"
-	(cd "$CACHE/tree/patched" && exec setsid timeout --kill-after=5 $KUNIT_LIMIT \
+	# What an earlier run reported is not this one's
+	rm -f "$build/test.log"
+	(cd "$CACHE/tree/patched" && exec setsid timeout --kill-after=5 "$KUNIT_LIMIT" \
 		tools/testing/kunit/kunit.py run --arch um --build_dir "$build" --jobs "$(nproc)" \
-		--kunitconfig "$CONFIG_DIRECTORY/kunit.config" --json="$directory/kunit.json" 'traits*') \
+		"${configs[@]}" --json="$directory/kunit.json" 'traits*') \
 		>"$directory/output.log" 2>&1 </dev/null 9>&- &
 	CHILD_GROUP=$!
 	wait $CHILD_GROUP || status=$?
@@ -89,14 +135,29 @@ suite_kunit() {
 	if [ ! -s "$directory/kunit.json" ]; then
 		explain_full_disk "$directory/output.log"
 		tail -n 15 "$directory/output.log" | quoted
-		fail_suite kunit "kunit.py ended with status $status and no result ($directory/output.log)"
+		fail_suite "$name" "kunit.py ended with status $status and no result ($directory/output.log)"
 		return
 	fi
 	jq -r -f "$ROOT/qemu/steps/kunit.jq" "$directory/kunit.json" >>"$directory/tests.tsv" ||
-		fail_suite kunit "kunit.py's result $directory/kunit.json cannot be read"
-	[ -s "$directory/tests.tsv" ] || fail_suite kunit "no suite whose name begins with 'traits' ran"
+		fail_suite "$name" "kunit.py's result $directory/kunit.json cannot be read"
+	[ -s "$directory/tests.tsv" ] || fail_suite "$name" "no suite whose name begins with 'traits' ran"
 	[ $status -eq 0 ] || [ "$(count failed "$directory/tests.tsv")" -gt 0 ] ||
-		fail_suite kunit "every case passed, but kunit.py ended with status $status"
+		fail_suite "$name" "every case passed, but kunit.py ended with status $status"
+	[ "$PROFILE" = plain ] || reports_of_kunit "$name" "$build/test.log"
+}
+
+# reports_of_kunit SUITE LOG: what KASAN, lockdep and the others wrote to the kernel's
+# log, where no case fails by it
+reports_of_kunit() {
+	local directory=$RESULTS/$1 reports
+	cp "$2" "$directory/console.log" 2>/dev/null || {
+		fail_suite "$1" "kunit.py left no log of the kernel ($2)"
+		return
+	}
+	reports=$(kernel_reports "$directory/console.log") || return 0
+	detail "the kernel reported (from line ${reports%%:*} of $directory/console.log):"
+	tail -n "+${reports%%:*}" "$directory/console.log" | head -n 60 | quoted || true
+	fail_suite "$1" "the kernel's log has a report: $(head -n 1 <<<"$reports" | cut -c 1-160)"
 }
 
 suite_harness() {
@@ -111,7 +172,7 @@ suite_harness() {
 
 help_test() {
 	cat <<-E
-	Usage: qemu/vm test [--only host|kunit|guest|harness]
+	Usage: qemu/vm test [--profile plain|debug|faults] [--only SUITE]
 
 	Runs the suites and prints, as its last line, 'N passed, N failed, N skipped'. Names each test
 	that failed or was skipped. Status 0 if none failed.
@@ -120,37 +181,64 @@ help_test() {
 	  host      the Swift package's suites, on the machine's kernel
 	  kunit     the kernel's suites, under User Mode Linux
 	  guest     the suites that need the patched kernel, in QEMU; a skip there is a failure
+	  traffic   tagged datagrams while allocations fail (profile faults)
 
-	  --only SUITE   just that one, with what it needs; may be given more than once
+	  --only SUITE      just that one, with what it needs; may be given more than once
+	  --profile NAME    another configuration of the patched kernel, built in addition:
+	                    debug: KASAN, lockdep and other checks (suites kunit and guest; takes
+	                    several times as long); faults: allocations fail (guest and traffic)
 
-	Outputs and results are kept in .build-vm/results/SUITE.
+	Outputs and results are kept in .build-vm/results/SUITE, or SUITE-PROFILE.
 	E
 }
 
+# suites_of PROFILE
+suites_of() {
+	case $1 in
+	plain) echo harness host kunit guest ;;
+	debug) echo kunit guest ;;
+	faults) echo guest traffic ;;
+	esac
+}
+
 command_test() {
-	local suite failed
+	local suite failed profile='' offered
 	local -a suites=() files=()
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--only)
 			case ${2:-} in
-			host | kunit | guest | harness) suites+=("$2") ;;
-			*) usage_error "test --only: host, kunit, guest or harness, not '${2:-}'" test ;;
+			host | kunit | guest | harness | traffic) suites+=("$2") ;;
+			*) usage_error "test --only: host, kunit, guest, harness or traffic, not '${2:-}'" test ;;
 			esac
+			shift 2 ;;
+		--profile)
+			case ${2:-} in
+			plain | debug | faults) ;;
+			*) usage_error "test --profile: plain, debug or faults, not '${2:-}'" test ;;
+			esac
+			[ -z "$profile" ] || usage_error "test: one profile at a time, not '$profile' and '$2'" test
+			profile=$2
 			shift 2 ;;
 		*) usage_error "test: what is '$1'?" test ;;
 		esac
 	done
-	[ ${#suites[@]} -gt 0 ] || suites=(harness host kunit guest)
+	use_profile "${profile:-plain}"
+	offered=$(suites_of "$PROFILE")
+	for suite in "${suites[@]}"; do
+		[[ " $offered " == *" $suite "* ]] ||
+			usage_error "test: the profile $PROFILE has the suites ${offered// /, }, not '$suite'" test
+	done
+	[ ${#suites[@]} -gt 0 ] || read -ra suites <<<"$offered"
 	local wanted=" ${suites[*]} "
 	open_cache
 	[ "$wanted" = ' harness ' ] || need_series
-	[[ $wanted != *' host '* && $wanted != *' guest '* ]] || find_toolchain
+	[[ $wanted != *' host '* && $wanted != *' guest '* && $wanted != *' traffic '* ]] || find_toolchain
 	install_packages
 	lock_cache
 	for suite in "${suites[@]}"; do
-		begin_suite "$suite"
-		files+=("$RESULTS/$suite/tests.tsv")
+		begin_suite "$suite$SUFFIX"
+		files+=("$RESULTS/$suite$SUFFIX/tests.tsv")
 	done
 
 	# The quick ones first: what they find is known before the long builds
@@ -158,8 +246,8 @@ command_test() {
 		suite_harness
 		summarize harness
 	fi
-	if [[ $wanted == *' guest '* ]]; then
-		prepare_guest patched
+	if [[ $wanted == *' guest '* || $wanted == *' traffic '* ]]; then
+		prepare_guest "patched$SUFFIX"
 	elif [[ $wanted == *' host '* ]]; then
 		# The host's suites compare the header copies with the kernel's
 		prepare_kernel patched
@@ -169,13 +257,17 @@ command_test() {
 	fi
 	if [[ $wanted == *' host '* || $wanted == *' guest '* ]]; then
 		swift_build "the package and its tests" --build-tests
-		build_bpf
 		[ -e "$TEST_BUNDLE" ] || fail "swift build made no $TEST_BUNDLE"
 	fi
-	for suite in host kunit guest; do
+	if [[ $wanted == *' traffic '* ]]; then
+		swift_build "traitctl" --product traitctl
+		build_guest_program "$ROOT/qemu/guest/datagrams.c" -lbpf
+	fi
+	[[ $wanted != *' host '* && $wanted != *' guest '* && $wanted != *' traffic '* ]] || build_bpf
+	for suite in host kunit guest traffic; do
 		[[ $wanted == *" $suite "* ]] || continue
 		"suite_$suite"
-		summarize "$suite"
+		summarize "$suite$SUFFIX"
 	done
 
 	failed=$(count failed "${files[@]}")

@@ -3,7 +3,7 @@
 
 test_every_command_explains_itself() {
 	local command
-	for command in demo test shell fetch patch build boot; do
+	for command in demo test shell fetch patch build boot mutate bench; do
 		vm $command --help
 		ends 0
 		says "Usage: qemu/vm $command"
@@ -24,7 +24,7 @@ test_unknown_words_are_usage_errors_and_are_named() {
 	vm dance
 	ends 64
 	says "'dance'"
-	for command in demo test shell fetch build boot 'patch apply' 'patch export' 'patch check' patch; do
+	for command in demo test shell fetch build boot bench 'bench store' 'bench unused' 'patch apply' 'patch export' 'patch check' patch; do
 		# shellcheck disable=SC2086
 		vm $command --wrong
 		ends 64
@@ -32,7 +32,7 @@ test_unknown_words_are_usage_errors_and_are_named() {
 	done
 	vm test --only everything
 	ends 64
-	says 'host, kunit, guest or harness' "'everything'"
+	says 'host, kunit, guest, harness or traffic' "'everything'"
 	vm boot --limit soon -- true
 	ends 64
 	says "'soon'"

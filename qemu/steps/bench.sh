@@ -1,0 +1,144 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# What packet traits cost: the store's functions, and a kernel in which nobody uses
+# them. Both count instructions, which neither a busy host nor its processor changes.
+
+BENCH_DIRECTORY=$ROOT/qemu/bench
+BENCH_LIMIT=600
+
+# As the kernel is compiled: no vector registers, the processor counts bits
+BENCH_FLAGS=(-O2 -g -Wall -Werror -fno-strict-aliasing -mgeneral-regs-only -mpopcnt
+	-fno-builtin-memmove -fno-tree-loop-distribute-patterns)
+
+# bench_store: instructions and memory of the layouts in qemu/bench/store
+bench_store() {
+	local directory=$RESULTS/bench-store tree=$CACHE/tree/patched objects log source name
+	local -a include measurements
+	objects=$directory/objects
+	log=$directory/build.log
+	install_packages valgrind
+	lock_cache
+	ensure_source
+	ensure_patched
+	rm -rf "$directory"
+	mkdir -p "$objects"
+
+	step "bench: compiling net/traits/store.c and what it is compared with"
+	for source in "$BENCH_DIRECTORY"/store/*.c; do
+		name=$(basename "$source" .c)
+		include=()
+		[ "$name" != traits ] || include=(-I "$BENCH_DIRECTORY/store/include" -I "$tree/tools/include"
+			-I "$tree/tools/include/uapi" -I "$tree/net/traits")
+		logged "$log" gcc "${BENCH_FLAGS[@]}" "${include[@]}" -c "$source" -o "$objects/$name.o"
+	done
+	# Static: nothing is looked up while it counts
+	logged "$log" gcc -static -o "$objects/store" "$objects"/*.o
+
+	step "bench: counting instructions with callgrind"
+	if ! valgrind --tool=callgrind --collect-atstart=no --callgrind-out-file="$objects/callgrind.out" \
+		"$objects/store" >"$objects/memory.tsv" 2>"$log" </dev/null; then
+		tail -n 10 "$log" | quoted
+		fail "the benchmark of the store failed under callgrind" "Log: $log"
+	fi
+	# The files' numbers are the order of the measurements
+	mapfile -t measurements < <(find "$objects" -name 'callgrind.out.*' | sort -V)
+	awk -f "$BENCH_DIRECTORY/store/report.awk" "$objects/memory.tsv" "${measurements[@]}" >"$directory/store.tsv"
+	awk -f "$BENCH_DIRECTORY/store/table.awk" "$directory/store.tsv" | tee "$directory/table.txt"
+	step "bench: done, in instructions ($directory/store.tsv)"
+}
+
+# boot_bench KERNEL NUMBER: one boot of KERNEL-bench; its figures go to boots.tsv
+boot_bench() {
+	local directory=$RESULTS/bench-unused status=0
+	FLAVOUR=$1-bench
+	IMAGE=$CACHE/build/$FLAVOUR/arch/x86/boot/bzImage
+	boot_guest "$directory/boot" $BENCH_LIMIT qemu/guest/bench "$GUEST_PROGRAMS/traffic" "$directory/boot" || status=$?
+	[ $status -eq 0 ] || fail "the benchmark in the $1 kernel ended with status $status" \
+		"Its output: $directory/boot/output.log" "The kernel's log: $directory/boot/console.log"
+	awk -v OFS='\t' -v boot="$2" -v kernel="$1" '{ print boot, kernel, $0 }' "$directory/boot/traffic.tsv" >>"$directory/boots.tsv"
+	detail "$(clock) boot $2, $1: $(awk '{ printf "%s%s %s", (NR > 1 ? ", " : ""), $1, $3 }' "$directory/boot/traffic.tsv")"
+}
+
+# bench_unused BOOTS: unpatched and patched kernel by turns
+bench_unused() {
+	local boots=$1 directory=$RESULTS/bench-unused flavour boot kernel
+	install_packages
+	lock_cache
+	for flavour in unpatched-bench patched-bench; do
+		prepare_kernel $flavour
+	done
+	ensure_virtme
+	build_guest_program "$BENCH_DIRECTORY/traffic.c"
+	build_guest_program "$BENCH_DIRECTORY/branches.c"
+	rm -rf "$directory"
+	mkdir -p "$directory"
+
+	step "bench: the instructions of both kernels"
+	for kernel in unpatched patched; do
+		objdump -d --no-show-raw-insn -j .text "$CACHE/build/$kernel-bench/vmlinux" |
+			awk -f "$BENCH_DIRECTORY/functions.awk" >"$directory/$kernel-functions.tsv"
+	done
+	"$GUEST_PROGRAMS/branches" "$CACHE/build/patched-bench/vmlinux" traits_enabled >"$directory/branches.tsv" ||
+		fail "the patched kernel's static branches cannot be read"
+	awk -v tsv="$directory/static.tsv" -v unpatched="$directory/unpatched-functions.tsv" \
+		-v patched="$directory/patched-functions.tsv" -v branches="$directory/branches.tsv" \
+		-f "$BENCH_DIRECTORY/difference.awk" "$BENCH_DIRECTORY/paths" | tee "$directory/static.txt"
+
+	step "bench: $boots boots of each kernel, one processor that counts instructions"
+	# Only software emulation counts; sleep=off: while the guest idles, its time jumps
+	ACCELERATION=(--disable-kvm)
+	GUEST_CPUS=1
+	GUEST_ARGUMENTS=(--qemu-opts='-icount shift=0,sleep=off')
+	printf 'boot\tkernel\tscenario\tpackets\tinstructions\tmean\n' >"$directory/boots.tsv"
+	for ((boot = 1; boot <= boots; boot++)); do
+		for kernel in unpatched patched; do
+			boot_bench $kernel "$boot"
+		done
+	done
+	awk -v tsv="$directory/unused.tsv" -f "$BENCH_DIRECTORY/interval.awk" "$directory/boots.tsv" | tee "$directory/table.txt"
+	step "bench: done, in instructions a packet ($directory/unused.tsv)"
+}
+
+help_bench() {
+	cat <<-E
+	Usage: qemu/vm bench store
+	       qemu/vm bench unused [--boots N]
+
+	Counts instructions, which are the same on every machine. Tables go to standard output, and with
+	what they were made from to .build-vm/results/bench-store and bench-unused.
+
+	  store    set, get and delete of the series' store, beside a slot for each key and an earlier
+	           layout, compiled as programs: takes seconds, needs no kernel build
+	  unused   what the patches cost a kernel in which no key is registered: UDP and TCP on the
+	           loopback device, forwarding between veth pairs; unpatched and patched kernel by
+	           turns. Two more kernels are built for it, once; a boot takes half a minute.
+
+	  --boots N   boots of each kernel (default 9; at least 6, as fewer have no 95 % interval)
+
+	docs/performance.md tells how to read them.
+	E
+}
+
+command_bench() {
+	local what=${1:-} boots=9
+	case $what in
+	store | unused) shift ;;
+	*) usage_error "bench: store or unused, not '$what'" bench ;;
+	esac
+	while [ $# -gt 0 ]; do
+		case $what:$1 in
+		unused:--boots)
+			[[ ${2:-} =~ ^[1-9][0-9]{0,3}$ && $2 -ge 6 ]] ||
+				usage_error "--boots needs a number of at least 6, not '${2:-}': fewer have no 95 % interval" bench
+			boots=$2
+			shift 2 ;;
+		*) usage_error "bench $what: what is '$1'?" bench ;;
+		esac
+	done
+	open_cache
+	need_series bench
+	case $what in
+	store) bench_store ;;
+	unused) bench_unused "$boots" ;;
+	esac
+}

@@ -1,0 +1,165 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# "test --profile": a kernel of its own from the same tree, results of their own.
+
+# everything_but_the_guest: a source, a series, a Swift toolchain, the BPF programs'
+# compiler, and a test bundle that nobody runs
+everything_but_the_guest() {
+	local vng=$CACHE/virtme-ng-1.42/bin/vng
+	imported >/dev/null
+	series_of_two >/dev/null
+	printf '// swift-tools-version: 6.2\n' >"$CLONE/Package.swift"
+	replace swift <<-'SWIFT'
+	case $1 in
+	--version) echo 'Swift version 6.3' ;;
+	*) mkdir -p "$CLONE/.build/debug"; touch "$CLONE/.build/debug/packet-traitsPackageTests.xctest" ;;
+	esac
+	SWIFT
+	replace clang <<<'touch "${!#}"'
+	mkdir -p "$CLONE/Sources"
+	cp -r "$SOURCE_ROOT/Sources/CTraits" "$CLONE/Sources/"
+	mkdir -p "$(dirname "$vng")"
+	touch "$CACHE/virtme-ng-1.42.ready"
+	echo "$(cat /proc/sys/kernel/random/boot_id) fails" >"$CACHE/kvm"
+	# The guest's scripts are not run: they would make this machine's allocations fail
+	{
+		echo '#!/bin/bash'
+		echo 'echo "$*" >"$WORK/vng.arguments"'
+		echo 'while [ $# -gt 0 ]; do [ "$1" != --rwdir ] || RESULTS=$2; shift; done'
+		echo 'cp "$RESULTS/command" "$WORK/guest.command"'
+		cat
+	} >"$vng"
+	chmod +x "$vng"
+	export CLONE WORK
+}
+
+# A guest in which one test of the bundle passed
+PASSES='
+printf "%s\n" "{\"kind\":\"test\",\"payload\":{\"id\":\"T.good\",\"kind\":\"function\"}}" \
+	"{\"kind\":\"event\",\"payload\":{\"kind\":\"testEnded\",\"testID\":\"T.good\",\"messages\":[]}}" >"$RESULTS/events.json"
+echo 0 >"$RESULTS/status"'
+
+test_wrong_profiles_are_usage_errors() {
+	vm test --profile fast
+	ends 64
+	says 'plain, debug or faults' "'fast'"
+	vm test --profile
+	ends 64
+	vm test --profile debug --profile faults
+	ends 64
+	says "one profile at a time, not 'debug' and 'faults'"
+	vm test --profile debug --only host
+	ends 64
+	says 'the profile debug has the suites kunit, guest' "not 'host'"
+	vm test --only traffic
+	ends 64
+	says 'the profile plain has the suites harness, host, kunit, guest' "not 'traffic'"
+}
+
+test_a_profile_has_a_kernel_and_results_of_its_own() {
+	everything_but_the_guest <<<"$PASSES"
+	vm test --profile debug --only guest
+	ends 0
+	same '1 passed, 0 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+	local image=$CACHE/build/patched-debug/arch/x86/boot/bzImage
+	grep -q CONFIG_KASAN=y "$image"
+	grep -q CONFIG_PROVE_LOCKING=y "$image"
+	grep -q CONFIG_NET_TRAITS=y "$image"
+	# The same source, and the plain kernel is left alone
+	[ ! -e "$CACHE/tree/patched-debug" ]
+	[ ! -e "$CACHE/build/patched" ]
+	[ -s "$CLONE/.build-vm/results/guest-debug/tests.tsv" ]
+	[ ! -e "$CLONE/.build-vm/results/guest" ]
+	# A slow kernel is not a stuck one
+	grep -q -e '--memory 4G' "$WORK/vng.arguments"
+	grep -q -e '--append watchdog_thresh=' "$WORK/vng.arguments"
+	grep -q 'PACKET_TRAITS_PROFILE=debug' "$WORK/guest.command"
+	# A changed fragment counts, and only for its profile
+	vm test --profile debug --only guest
+	says 'patched-debug is built, nothing changed'
+	printf '# Reason\nCONFIG_ONE_MORE=y\n' >>"$CLONE/qemu/config/debug.config"
+	vm test --profile debug --only guest
+	grep -q CONFIG_ONE_MORE=y "$image"
+	vm build
+	! grep -q -e CONFIG_ONE_MORE=y -e CONFIG_KASAN=y "$CACHE/build/patched/arch/x86/boot/bzImage" || return 1
+}
+
+test_the_plain_guest_is_told_so() {
+	everything_but_the_guest <<<"$PASSES"
+	vm test --only guest
+	ends 0
+	grep -q 'PACKET_TRAITS_PROFILE=plain' "$WORK/guest.command"
+	grep -q -e '--memory 2G' "$WORK/vng.arguments"
+}
+
+test_faults_run_the_guest_suites_and_the_traffic() {
+	everything_but_the_guest <<<"case \$(cat \"\$RESULTS/command\") in
+	*guest/traffic*) printf 'passed\ttraffic/stores/x\t\nfailed\ttraffic/left-behind\t3 stores\n' >>\"\$RESULTS/tests.tsv\"; echo 0 >\"\$RESULTS/status\" ;;
+	*) $PASSES ;;
+	esac"
+	vm test --profile faults
+	ends 1
+	same '2 passed, 1 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+	says 'traffic-faults: 1 passed, 1 failed' 'FAILED traffic/left-behind: 3 stores' 'guest-faults: 1 passed'
+	grep -q CONFIG_FAILSLAB=y "$CACHE/build/patched-faults/arch/x86/boot/bzImage"
+	grep -q PACKET_TRAITS_PROFILE=faults "$WORK/guest.command"
+}
+
+test_traffic_that_stops_half_way_has_failed() {
+	everything_but_the_guest <<<'printf "passed\ttraffic/before/x\t\n" >>"$RESULTS/tests.tsv"; echo "traffic/stores/x" >"$RESULTS/step"; echo 0 >"$RESULTS/status"'
+	vm test --profile faults --only traffic
+	ends 1
+	says 'it did not come to its end' "last step 'traffic/stores/x'"
+	same '1 passed, 1 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+}
+
+test_a_report_during_the_traffic_fails_it() {
+	everything_but_the_guest <<<'echo "[    9.000000] BUG: KASAN: slab-use-after-free in x" >&2; printf "passed\ttraffic/left-behind\t\n" >>"$RESULTS/tests.tsv"; echo 0 >"$RESULTS/status"'
+	vm test --profile faults --only traffic
+	ends 1
+	says 'FAILED (traffic-faults): the kernel' 'slab-use-after-free'
+}
+
+# kunit_says LOG: kunit.py, all of whose cases pass, with a kernel that logs LOG
+kunit_says() {
+	kernel_tree "$WORK/linux"
+	mkdir -p "$WORK/linux/tools/testing/kunit"
+	cat >"$WORK/linux/tools/testing/kunit/kunit.py" <<-'KUNIT'
+	#!/bin/bash
+	echo "$*" >"$WORK/kunit.arguments"
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--json=*) echo '{"sub_groups": [{"name": "traits", "test_cases": [{"name": "good", "status": "PASS"}]}]}' >"${1#--json=}" ;;
+		--build_dir) cp "$WORK/kunit.log" "$2/test.log" ;;
+		esac
+		shift
+	done
+	KUNIT
+	chmod +x "$WORK/linux/tools/testing/kunit/kunit.py"
+	printf '%s\n' "$1" >"$WORK/kunit.log"
+	vm fetch --source "$WORK/linux" >/dev/null
+	ends 0
+	series_of_two >/dev/null
+	export WORK
+}
+
+test_kunit_under_the_debug_profile() {
+	kunit_says '[    0.100000] all is well'
+	vm test --profile debug --only kunit
+	ends 0
+	same '1 passed, 0 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+	grep -q -e "--build_dir $CACHE/build/kunit-debug " "$WORK/kunit.arguments"
+	grep -q -e "--kunitconfig $CLONE/qemu/config/kunit.config --kunitconfig $CLONE/qemu/config/kunit-debug.config" "$WORK/kunit.arguments"
+	vm test --only kunit
+	ends 0
+	grep -q -e "--build_dir $CACHE/build/kunit " "$WORK/kunit.arguments"
+	! grep -q kunit-debug "$WORK/kunit.arguments" || return 1
+}
+
+test_a_report_in_kunits_log_fails_the_debug_profile() {
+	kunit_says '[    0.100000] BUG: KASAN: use-after-free in kunit'
+	vm test --profile debug --only kunit
+	ends 1
+	says 'FAILED (kunit-debug): the kernel' 'use-after-free in kunit'
+	same '1 passed, 1 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+}
