@@ -290,6 +290,74 @@ extension Guest {
       }
     }
 
+    /// An array takes no socket: it cannot be copied.
+    private final class Inbox {
+      let socket: UDPSocket
+
+      init(_ socket: consuming UDPSocket) { self.socket = socket }
+    }
+
+    @Test(
+      "a broadcast gives each interface's program a packet and a store of its own",
+      arguments: [XDPProgram.Mode.driver, .generic])
+    func broadcast(mode: XDPProgram.Mode) throws {
+      let sending = try NetworkNamespace("sender")
+      defer { sending.remove() }
+      let routing = try NetworkNamespace("router")
+      defer { routing.remove() }
+      let near = try VethPair(from: sending, to: routing, network: 1)
+      let namespaces = try (0..<4).map { _ in try NetworkNamespace("receiver") }
+      defer { for namespace in namespaces { namespace.remove() } }
+      let cables = try namespaces.enumerated().map {
+        try VethPair(from: routing, to: $1, network: 2 + $0)
+      }
+      let address: [UInt8] = [10, 99, 0, 1]
+      for namespace in namespaces { try namespace.ip("address", "add", "10.99.0.1/32", "dev", "lo") }
+
+      try Guest.withKeys([.bytes4, .bytes4], flags: .crossesNetworkNamespaces) { ids in
+        let broadcast = try BroadcastProgram(port: Guest.port, common: ids[0], own: ids[1])
+        // Those without a program come first, in between and last, wherever
+        // the map has them.
+        for (number, cable) in cables.enumerated() {
+          try broadcast.add(cable.sender, isMarked: number % 2 == 0)
+        }
+        try broadcast.spread.attach(to: near.receiver, mode: mode)
+        // A driver takes frames from another one only if it runs a program.
+        let idle = try namespaces.indices.map { _ in
+          try ScriptProgram(port: Guest.port, [.get(ids[0].rawValue)])
+        }
+        for (cable, script) in zip(cables, idle) { try script.program.attach(to: cable.receiver) }
+        let inboxes = try cables.map { Inbox(try $0.inbox(.ipv4, ids)) }
+
+        for sequence in 1...5 as ClosedRange<UInt32> {
+          let payload = TagProgram.payload(sequence).prefix(4) + [0, 0, 0, 0, 1, 2, 3, 4]
+          try sending.send(
+            frame: udpFrame(
+              source: [2, 0, 0, 0, 0, 9], destination: [UInt8](repeating: 0xff, count: 6),
+              from: [10, 77, 1, 99], to: address, port: Guest.port, payload: Array(payload)),
+            outOf: near.sender.interface)
+          for (number, cable) in cables.enumerated() {
+            let arrival = try inboxes[number].socket.arrival()
+            var expected = Array(payload)
+            var right = Traits()
+            try right.setBytes([0xff, 0xff, 0xff, 0xff], for: ids[0])
+            if number % 2 == 0 {
+              let index = try cable.sender.index()
+              expected.replaceSubrange(4..<8, with: withUnsafeBytes(of: index.bigEndian) { Array($0) })
+              try right.set(index, for: TraitKey<UInt32>(ids[1]))
+            }
+            #expect(arrival.payload == expected, "interface \(number)")
+            #expect(try arrival.traits == right, "interface \(number)")
+          }
+        }
+        let counts = try broadcast.counts()
+        #expect(counts.failed == 0)
+        #expect(counts.foreign == 0)
+        for script in idle { try script.program.detach() }
+        try broadcast.spread.detach()
+      }
+    }
+
     @Test(
       "XDP_TX and XDP_REDIRECT carry traits to the program of the next interface", arguments: [true, false])
     func nextProgram(isTransmitted: Bool) throws {

@@ -147,6 +147,22 @@ public class BPFProgram {
   /// Notes what ends an attachment.
   func onDetach(_ detachment: @escaping () throws -> Void) { detachments.append(detachment) }
 
+  /// Puts an entry into one of the program's maps.
+  ///
+  /// - Throws: If the map is not there, or the kernel does not take the entry.
+  public func update(_ map: String, key: UInt32, value: [UInt8]) throws {
+    let descriptor = bpf_object__find_map_fd_by_name(object, map)
+    guard descriptor >= 0 else { throw LabError("the program has no map \(map)") }
+    let found = bpf_object__find_map_by_name(object, map)
+    guard bpf_map__value_size(found) == UInt32(value.count), bpf_map__key_size(found) == 4 else {
+      throw LabError("map \(map) has entries of \(bpf_map__value_size(found)) bytes, not \(value.count)")
+    }
+    var key = key
+    guard bpf_map_update_elem(descriptor, &key, value, 0) == 0 else {
+      throw LabError("map \(map) does not take entry \(key): \(String(cString: strerror(errno)))")
+    }
+  }
+
   /// The content of one of the program's maps of variables.
   public func variables(_ map: String, count: Int) throws -> [UInt8] {
     let descriptor = bpf_object__find_map_fd_by_name(object, map)
