@@ -31,6 +31,18 @@ use_profile() {
 	esac
 }
 
+# What "test --long" adds: this many operations of KUnit's random test, a million packets
+# with traits in the guest's test of memory
+LONG=
+LONG_OPERATIONS=10000000
+
+# use_long: sets LONG, and the limits that go with it
+use_long() {
+	LONG=1
+	GUEST_LIMIT=$((GUEST_LIMIT * 3))
+	KUNIT_LIMIT=$((KUNIT_LIMIT * 2))
+}
+
 TEST_BUNDLE=$ROOT/.build/debug/packet-traitsPackageTests.xctest
 
 # fail_suite SUITE REASON: a failure that no single test stands for
@@ -122,6 +134,13 @@ suite_kunit() {
 	[ "$PROFILE" = plain ] || configs+=(--kunitconfig "$CONFIG_DIRECTORY/kunit$SUFFIX.config")
 	[ -e "$build/vmlinux" ] || need_space "$CACHE" 1200 "the build of User Mode Linux"
 	step "$name: building User Mode Linux and running its suites (log: $directory/output.log)"
+	if [ -n "$LONG" ]; then
+		# Another sequence each time; the same again with PACKET_TRAITS_SEED
+		local seed=${PACKET_TRAITS_SEED:-$(date +%s)}
+		detail "$name: $LONG_OPERATIONS random operations, PACKET_TRAITS_SEED=$seed"
+		configs+=(--kernel_args "skb_test.operations=$LONG_OPERATIONS" --kernel_args "skb_test.seed=$seed"
+			--timeout "$KUNIT_LIMIT")
+	fi
 	mkdir -p "$build"
 	# What an earlier run reported is not this one's
 	rm -f "$build/test.log"
@@ -172,7 +191,7 @@ suite_harness() {
 
 help_test() {
 	cat <<-E
-	Usage: qemu/vm test [--profile plain|debug|faults] [--only SUITE]
+	Usage: qemu/vm test [--profile plain|debug|faults] [--only SUITE] [--long]
 
 	Runs the suites and prints, as its last line, 'N passed, N failed, N skipped'. Names each test
 	that failed or was skipped. Status 0 if none failed.
@@ -188,6 +207,9 @@ help_test() {
 	                    debug: KASAN, lockdep and other checks (suites kunit and guest; takes
 	                    several times as long); faults: allocations fail (guest and traffic)
 
+	--long            ten million random operations instead of a hundred thousand (kunit), with a
+	                    seed of its own each time; a million packets with traits (guest)
+
 	Outputs and results are kept in .build-vm/results/SUITE, or SUITE-PROFILE.
 	E
 }
@@ -202,7 +224,7 @@ suites_of() {
 }
 
 command_test() {
-	local suite failed profile='' offered
+	local suite failed profile='' long='' offered
 	local -a suites=() files=()
 	while [ $# -gt 0 ]; do
 		case $1 in
@@ -220,10 +242,12 @@ command_test() {
 			[ -z "$profile" ] || usage_error "test: one profile at a time, not '$profile' and '$2'" test
 			profile=$2
 			shift 2 ;;
+		--long) long=1 ; shift ;;
 		*) usage_error "test: what is '$1'?" test ;;
 		esac
 	done
 	use_profile "${profile:-plain}"
+	[ -z "$long" ] || use_long
 	offered=$(suites_of "$PROFILE")
 	for suite in "${suites[@]}"; do
 		[[ " $offered " == *" $suite "* ]] ||

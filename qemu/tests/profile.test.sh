@@ -84,6 +84,24 @@ test_a_profile_has_a_kernel_and_results_of_its_own() {
 	! grep -q -e CONFIG_ONE_MORE=y -e CONFIG_KASAN=y "$CACHE/build/patched/arch/x86/boot/bzImage" || return 1
 }
 
+test_a_long_run_says_so_to_the_guest() {
+	everything_but_the_guest <<<"$PASSES"
+	vm test --only guest
+	! grep -q PACKET_TRAITS_LONG "$WORK/guest.command" || return 1
+	vm test --only guest --long
+	ends 0
+	grep -q 'export PACKET_TRAITS_LONG=1' "$WORK/guest.command"
+}
+
+test_a_long_run_of_kunit_can_be_repeated() {
+	kunit_says '[    0.100000] all is well'
+	PACKET_TRAITS_SEED=77 vm test --only kunit --long
+	says 'PACKET_TRAITS_SEED=77'
+	grep -q -e '--kernel_args skb_test.operations=10000000 --kernel_args skb_test.seed=77' "$WORK/kunit.arguments"
+	vm test --only kunit
+	! grep -q skb_test "$WORK/kunit.arguments" || return 1
+}
+
 test_the_plain_guest_is_told_so() {
 	everything_but_the_guest <<<"$PASSES"
 	vm test --only guest
