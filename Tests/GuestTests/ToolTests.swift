@@ -149,9 +149,10 @@ extension Guest {
               "listen", "--port", "\(Guest.port)", "--count", "3", "--timeout", "20",
             ] + (isJSON ? ["--json"] : ["--key", names[0], "--key", names[2]]))
           let outbox = try cable.outbox()
-          // The first ones come before anybody listens.
-          for _ in 0..<100 {
-            if try listener.hasFinished() { break }
+          // The first ones come before anybody listens: on a slow kernel, all
+          // of the first seconds.
+          let deadline = ContinuousClock.now + .seconds(60)
+          while try !listener.hasFinished(), ContinuousClock.now < deadline {
             try outbox.send(TagProgram.payload(6), to: try cable.destination())
             usleep(50_000)
           }
