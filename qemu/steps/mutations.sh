@@ -20,13 +20,24 @@ run_mutant() {
 	return $status
 }
 
-# outcome_of CASE NUMBER: passed, failed, or what else became of that case
+# cases_of NUMBER: "outcome TAB case" of what that kernel reported, in the order of the run
+cases_of() {
+	# What a kernel that stopped did not come to has no name
+	jq -r -f "$ROOT/qemu/steps/kunit.jq" "$RESULTS/mutations/$1.json" 2>/dev/null |
+		awk -F '\t' '{ n = split($2, path, "/") } path[n] != "" { print $1 "\t" path[n] }'
+}
+
+# outcome_of CASE NUMBER: failed, passed, crashed (the kernel stopped in that case), or
+# what became of the kernel before
 outcome_of() {
-	local tests outcome
-	tests=$(jq -r -f "$ROOT/qemu/steps/kunit.jq" "$RESULTS/mutations/$2.json" 2>/dev/null) || tests=''
-	outcome=$(awk -F '\t' -v suffix="$1" '{ n = split($2, parts, /[ .\/]/) } parts[n] == suffix { print $1; exit }' <<<"$tests")
-	# A kernel that stops in the middle of a case reports no more of it
-	echo "${outcome:-crashed}"
+	awk -F '\t' -v wanted="$1" '
+		FNR == NR { order[++count] = $2; next }
+		{ outcome[$2] = $1 }
+		END {
+			for (i = 1; i < count && order[i] in outcome; i++)
+				;
+			print wanted in outcome ? outcome[wanted] : order[i] == wanted ? "crashed" : "stopped in " order[i]
+		}' <(cases_of 0) <(cases_of "$2")
 }
 
 help_mutate() {
@@ -34,8 +45,8 @@ help_mutate() {
 	Usage: qemu/vm mutate [TEXT]
 
 	Leaves out, one after the other, each guard, copy and scrub that qemu/mutations/kunit.sites lists,
-	and shows that the test named there turns red. One build of User Mode Linux has all of them under
-	a boot parameter. Status 0 if every one is found.
+	and shows that the test named there turns red: it fails, or the kernel stops in it. One build of
+	User Mode Linux has all of them under a boot parameter. Status 0 if every one is found.
 
 	  TEXT   only sites whose name contains it
 
@@ -87,10 +98,11 @@ command_mutate() {
 		outcome=$(outcome_of "$case" "$number")
 		printf '%s\t%s\t%s\t%s\n' "$outcome" "$name" "$file" "$case" >>"$directory/table.tsv"
 		case $outcome in
-		passed)
+		# It counts only where the case that is named fails
+		failed | crashed) detail "$(printf '%-8s %-27s %-26s %s' "$outcome" "$name" "$file" "$case")" ;;
+		*)
 			missed=$((missed + 1))
-			detail "NOT FOUND  $name ($file): $case passes without it" ;;
-		*) detail "$(printf '%-8s %-27s %-26s %s' "$outcome" "$name" "$file" "$case")" ;;
+			detail "NOT FOUND $name ($file): $case: $outcome$(cases_of "$number" | awk -F '\t' '$1 == "failed" { print ", " $2 " failed" }' | paste -sd '')" ;;
 		esac
 	done <"$directory/sites.tsv"
 	[ $count -gt 0 ] || fail "no site's name contains '$only'"

@@ -1,0 +1,97 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# "mutate": each guard is left out once, and the case that is named must fail.
+
+# a_kernel_with_cases: a series, a list of sites, and a kunit.py for which mutant N ends
+# as "$WORK/mutant.N" says, one line for each case, or as all is well
+a_kernel_with_cases() {
+	kernel_tree "$WORK/linux"
+	mkdir -p "$WORK/linux/tools/testing/kunit" "$WORK/linux/net/traits"
+	printf 'int store;\n' >"$WORK/linux/net/traits/store.c"
+	cat >"$WORK/linux/tools/testing/kunit/kunit.py" <<-'KUNIT'
+	#!/bin/bash
+	[ "$1" != build ] || cp net/core/dev.c "$WORK/dev.built"
+	number=$(sed -nE 's/.*traits_mutant=([0-9]+).*/\1/p' <<<"$*")
+	while [ $# -gt 0 ]; do
+		case $1 in --json=*) json=${1#--json=} ;; esac
+		shift
+	done
+	[ -n "$number" ] || exit 0
+	outcomes=$(cat "$WORK/mutant.$number" 2>/dev/null || printf '%s PASS\n' first second third)
+	awk '{ cases = cases (NR > 1 ? ", " : "") "{\"name\": \"" ($2 ? $1 : "") "\", \"status\": \"" ($2 ? $2 : "ERROR") "\"}" }
+		END { print "{\"sub_groups\": [{\"name\": \"traits\", \"test_cases\": [" cases "]}]}" }' <<<"$outcomes" >"$json"
+	! grep -qv PASS <<<"$outcomes"
+	KUNIT
+	chmod +x "$WORK/linux/tools/testing/kunit/kunit.py"
+	vm fetch --source "$WORK/linux" >/dev/null
+	ends 0
+	series_of_two >/dev/null
+	export WORK
+	{
+		echo '# name | file | anchor | change | case'
+		sed 's/$/ | net\/core\/dev.c | int device_one(void) | return 2; | second/'
+	} >"$CLONE/qemu/mutations/kunit.sites"
+}
+
+test_every_site_has_to_be_found_by_the_case_that_is_named() {
+	a_kernel_with_cases <<<$'one guard\nanother guard'
+	printf 'first PASS\nsecond FAIL\nthird PASS\n' >"$WORK/mutant.1"
+	# It stopped in the second one
+	printf 'first PASS\n-\n-\n' >"$WORK/mutant.2"
+	vm mutate
+	ends 0
+	says '2 of 2 found, 0 not'
+	same "$(printf '%s\t%s\tnet/core/dev.c\tsecond\n' failed 'one guard' crashed 'another guard')" \
+		"$(cat "$CLONE/.build-vm/results/mutations/table.tsv")"
+}
+
+test_a_site_that_no_case_finds_is_told() {
+	a_kernel_with_cases <<<'superfluous guard'
+	vm mutate
+	ends 1
+	says 'NOT FOUND superfluous guard (net/core/dev.c): second: passed' '0 of 1 found, 1 not'
+}
+
+test_that_another_case_fails_is_not_enough() {
+	a_kernel_with_cases <<<$'guard of others\nguard of the first'
+	printf 'first PASS\nsecond PASS\nthird FAIL\n' >"$WORK/mutant.1"
+	printf -- '-\n-\n-\n' >"$WORK/mutant.2"
+	vm mutate
+	ends 1
+	says 'guard of others (net/core/dev.c): second: passed, third failed' \
+		'guard of the first (net/core/dev.c): second: stopped in first' '0 of 2 found, 2 not'
+}
+
+test_cases_that_fail_with_nothing_left_out_prove_nothing() {
+	a_kernel_with_cases <<<'one guard'
+	printf 'first PASS\nsecond FAIL\nthird PASS\n' >"$WORK/mutant.0"
+	vm mutate
+	ends 1
+	says 'the cases fail with nothing left out'
+}
+
+test_only_the_sites_that_were_asked_for() {
+	a_kernel_with_cases <<<$'one guard\nanother guard'
+	printf 'first PASS\nsecond FAIL\nthird PASS\n' >"$WORK/mutant.2"
+	vm mutate other
+	ends 0
+	says '1 of 1 found'
+	vm mutate nothing
+	ends 1
+	says "no site's name contains 'nothing'"
+}
+
+test_each_site_is_under_a_switch_of_its_own() {
+	a_kernel_with_cases <<<'one guard'
+	printf 'another | net/core/dev.c | int device_one(void) | return 2; => return 3; | second\n' >"$CLONE/qemu/mutations/kunit.sites"
+	printf 'second FAIL\n' >"$WORK/mutant.1"
+	vm mutate
+	grep -q 'if (traits_mutant == 1) { return 3; } else { return 2; }' "$WORK/dev.built"
+	grep -q 'core_param(traits_mutant' "$CACHE/tree/mutated/net/traits/store.c"
+	# The series itself stays as it is
+	! grep -q traits_mutant "$CACHE/tree/patched/net/core/dev.c" || return 1
+	printf 'gone | net/core/dev.c | int device_one(void) | return 7; | second\n' >"$CLONE/qemu/mutations/kunit.sites"
+	vm mutate
+	ends 1
+	says "gone: net/core/dev.c has no 'return 7;'" 'does not fit the series'
+}
