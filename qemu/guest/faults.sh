@@ -5,6 +5,7 @@
 
 FAULTS=/sys/kernel/debug
 SLAB=/sys/kernel/slab
+SLAB_PAUSE=0.1
 
 # The caches that stores outside of the headroom come from
 STORE_CACHES=(skbuff_ext_cache skbuff_traits_cache)
@@ -31,9 +32,9 @@ faults_available() {
 
 # set_fault KIND PERCENT: of the allocations that KIND was told to look at
 set_fault() {
-	echo 0 >$FAULTS/"$1"/verbose
-	echo $FAULT_SUPPLY >$FAULTS/"$1"/times
-	echo "$2" >$FAULTS/"$1"/probability
+	echo 0 >"$FAULTS/$1/verbose"
+	echo $FAULT_SUPPLY >"$FAULTS/$1/times"
+	echo "$2" >"$FAULTS/$1/probability"
 }
 
 no_faults() {
@@ -79,14 +80,47 @@ faults_injected() {
 	echo $sum
 }
 
-# stores_left: stores that are still allocated, after what is freed with a delay
+# stores_left [WANTED]: the objects that are allocated of each of these caches. What is
+# freed with a delay is waited for, until there are as many as WANTED.
 stores_left() {
-	local objects
+	local cache objects now
 	for _ in $(seq 50); do
-		echo 1 >$SLAB/skbuff_traits_cache/shrink
-		read -r objects _ <$SLAB/skbuff_traits_cache/objects
-		[ "$objects" -ne 0 ] || break
-		sleep 0.1
+		now=
+		for cache in "${STORE_CACHES[@]}"; do
+			echo 1 >"$SLAB/$cache/shrink"
+			read -r objects _ <"$SLAB/$cache/objects"
+			now+="${now:+, }$cache $objects"
+		done
+		[ "$now" != "${1-$now}" ] || break
+		sleep "$SLAB_PAUSE"
 	done
-	echo "$objects"
+	echo "$now"
+}
+
+# outcome NAME PROBLEM: a line of tests.tsv; without a problem NAME has passed
+outcome() {
+	if [ -z "$2" ]; then
+		printf 'passed\t%s\t\n' "$1"
+	else
+		printf 'failed\t%s\t%s\n' "$1" "$2"
+	fi
+}
+
+# judge_left NAME BEFORE: no store may be left behind, whatever failed
+judge_left() {
+	local left
+	left=$(stores_left "$2")
+	[ "$left" = "$2" ] || left="allocated although no packet is under way: $left; before: $2"
+	outcome "$1" "${left#"$2"}"
+}
+
+# judge_injected NAME: where nothing failed nothing was tested
+judge_injected() {
+	local injected
+	injected=$(faults_injected)
+	if [ "$injected" -gt 0 ]; then
+		outcome "$1" ''
+	else
+		outcome "$1" 'not one allocation failed'
+	fi
 }

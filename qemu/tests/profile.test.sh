@@ -113,14 +113,23 @@ test_the_plain_guest_is_told_so() {
 test_faults_run_the_guest_suites_and_the_traffic() {
 	everything_but_the_guest <<<"case \$(cat \"\$RESULTS/command\") in
 	*guest/traffic*) printf 'passed\ttraffic/stores/x\t\nfailed\ttraffic/left-behind\t3 stores\n' >>\"\$RESULTS/tests.tsv\"; echo 0 >\"\$RESULTS/status\" ;;
-	*) $PASSES ;;
+	*) $PASSES
+		printf 'passed\tguest/allocations-failed\t\nfailed\tguest/left-behind\t1 store\n' >\"\$RESULTS/conditions.tsv\" ;;
 	esac"
 	vm test --profile faults
 	ends 1
-	same '2 passed, 1 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
-	says 'traffic-faults: 1 passed, 1 failed' 'FAILED traffic/left-behind: 3 stores' 'guest-faults: 1 passed'
+	same '3 passed, 2 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+	says 'traffic-faults: 1 passed, 1 failed' 'FAILED traffic/left-behind: 3 stores' \
+		'guest-faults: 2 passed, 1 failed' 'FAILED guest/left-behind: 1 store'
 	grep -q CONFIG_FAILSLAB=y "$CACHE/build/patched-faults/arch/x86/boot/bzImage"
 	grep -q PACKET_TRAITS_PROFILE=faults "$WORK/guest.command"
+}
+
+test_guest_suites_that_do_not_tell_whether_allocations_failed() {
+	everything_but_the_guest <<<"$PASSES"
+	vm test --profile faults --only guest
+	ends 1
+	says 'FAILED (guest-faults): the guest did not come to tell whether allocations failed'
 }
 
 test_traffic_that_stops_half_way_has_failed() {
