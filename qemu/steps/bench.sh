@@ -75,9 +75,16 @@ bench_unused() {
 
 	step "bench: the instructions of both kernels"
 	for kernel in unpatched patched; do
-		objdump -d --no-show-raw-insn -j .text "$CACHE/build/$kernel-bench/vmlinux" |
-			awk -f "$BENCH_DIRECTORY/functions.awk" >"$directory/$kernel-functions.tsv"
+		objdump -d --no-show-raw-insn -j .text "$CACHE/build/$kernel-bench/vmlinux" >"$directory/$kernel.disassembly"
+		awk -f "$BENCH_DIRECTORY/functions.awk" "$directory/$kernel.disassembly" >"$directory/$kernel-functions.tsv"
+		awk -f "$BENCH_DIRECTORY/instructions.awk" "$BENCH_DIRECTORY/paths" "$directory/$kernel.disassembly" |
+			sort -s -t $'\t' -k 1,1 >"$directory/$kernel-instructions.tsv"
+		rm "$directory/$kernel.disassembly"
 	done
+	# Status 1: they differ
+	diff --unchanged-line-format= --old-line-format='- %L' --new-line-format='+ %L' \
+		"$directory"/{unpatched,patched}-instructions.tsv >"$directory/instructions.diff" || [ $? -eq 1 ] ||
+		fail "the instructions of both kernels cannot be compared"
 	"$GUEST_PROGRAMS/branches" "$CACHE/build/patched-bench/vmlinux" traits_enabled >"$directory/branches.tsv" ||
 		fail "the patched kernel's static branches cannot be read"
 	awk -v tsv="$directory/static.tsv" -v unpatched="$directory/unpatched-functions.tsv" \

@@ -78,6 +78,26 @@ test_instructions_of_functions_are_counted_without_alignment() {
 	same "$(printf 'skb_push\t3\t1')" "$(awk -f "$CLONE/qemu/bench/functions.awk" "$WORK/disassembly")"
 }
 
+test_the_same_code_elsewhere_is_the_same() {
+	printf '%s\n' '# pushes' skb_push >"$WORK/paths"
+	printf '%s\n' \
+		'ffffffff81000000 <skb_push>:' \
+		$'ffffffff81000000:\tmov    0x11b2(%rip),%rax        # ffffffff82000010 <init_net+0x10>' \
+		$'ffffffff81000007:\tjmp    ffffffff81000010 <skb_push+0x10>' \
+		'' \
+		'ffffffff81000020 <skb_pull>:' \
+		$'ffffffff81000020:\tret' >"$WORK/one"
+	printf '%s\n' \
+		'ffffffff81000040 <skb_push.part.0>:' \
+		$'ffffffff81000040:\tmov    -0x5(%rip),%rax        # ffffffff82000050 <init_net+0x10>' \
+		$'ffffffff81000047:\tjmp    ffffffff81000058 <skb_push+0x18>' \
+		$'ffffffff8100004c:\tint3' >"$WORK/two"
+	same "$(printf 'skb_push\tmov (%%rip),%%rax # init_net\nskb_push\tjmp skb_push')" \
+		"$(awk -f "$CLONE/qemu/bench/instructions.awk" "$WORK/paths" "$WORK/one")"
+	same "$(awk -f "$CLONE/qemu/bench/instructions.awk" "$WORK/paths" "$WORK/one")" \
+		"$(awk -f "$CLONE/qemu/bench/instructions.awk" "$WORK/paths" "$WORK/two")"
+}
+
 test_what_the_patches_add_to_functions() {
 	printf 'skb_push\t10\t0\nsame\t5\t0\nelsewhere\t7\t1\n' >"$WORK/unpatched"
 	printf 'skb_push\t18\t4\nsame\t5\t0\nelsewhere\t9\t1\nnew\t3\t0\n' >"$WORK/patched"
@@ -103,7 +123,11 @@ test_both_kernels_boot_by_turns_with_one_processor_that_counts() {
 	printf '#!/bin/sh\n' >"$output"
 	chmod +x "$output"
 	GCC
-	replace objdump <<<'printf "0 <f>:\n0:\tret\n"'
+	replace objdump <<-'OBJDUMP'
+	printf '0 <skb_push>:\n0:\tpush   %%rbp\n'
+	[[ $* != */patched-bench/* ]] || printf '1:\tnop\n'
+	printf '2:\tret\n'
+	OBJDUMP
 	mkdir -p "$(dirname "$vng")"
 	touch "$CACHE/virtme-ng-1.42.ready"
 	cat >"$vng" <<-'VNG'
@@ -120,6 +144,7 @@ test_both_kernels_boot_by_turns_with_one_processor_that_counts() {
 	vm bench unused --boots 6
 	ends 0
 	says 'udp-ipv4' 'at most 6.0 instructions a packet'
+	same $'+ skb_push\tnop' "$(cat "$CLONE/.build-vm/results/bench-unused/instructions.diff")"
 	same 12 "$(wc -l <"$WORK/boots")"
 	same 12 "$(grep -c -e '--cpus 1 .*-icount shift=0,sleep=off.*--disable-kvm' "$WORK/boots")"
 	same "$(printf 'unpatched-bench\npatched-bench\n')" "$(grep -oE '(un)?patched-bench' "$WORK/boots" | head -n 2)"
