@@ -21,6 +21,8 @@ name in wanted && /^[ ]*[0-9a-f]+:\t/ && $2 != "int3" {
 	text = $0
 	sub(/^[ ]*[0-9a-f]+:\t/, "", text)
 	gsub(/-?0x[0-9a-f]+\(%rip\)/, "(%rip)", text)
+	# The kernel's own addresses as numbers
+	gsub(/0xffffffff[89][0-9a-f]+/, "ADDRESS", text)
 	# "address <symbol+offset>", for jumps, calls and variables
 	while (match(text, /[0-9a-f]+ <[^>]*>/)) {
 		symbol = substr(text, RSTART, RLENGTH)

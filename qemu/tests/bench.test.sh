@@ -84,6 +84,7 @@ test_the_same_code_elsewhere_is_the_same() {
 		'ffffffff81000000 <skb_push>:' \
 		$'ffffffff81000000:\tmov    0x11b2(%rip),%rax        # ffffffff82000010 <init_net+0x10>' \
 		$'ffffffff81000007:\tjmp    ffffffff81000010 <skb_push+0x10>' \
+		$'ffffffff8100000c:\tmov    $0xffffffff8185c360,%rcx' \
 		'' \
 		'ffffffff81000020 <skb_pull>:' \
 		$'ffffffff81000020:\tret' >"$WORK/one"
@@ -91,8 +92,9 @@ test_the_same_code_elsewhere_is_the_same() {
 		'ffffffff81000040 <skb_push.part.0>:' \
 		$'ffffffff81000040:\tmov    -0x5(%rip),%rax        # ffffffff82000050 <init_net+0x10>' \
 		$'ffffffff81000047:\tjmp    ffffffff81000058 <skb_push+0x18>' \
+		$'ffffffff8100004a:\tmov    $0xffffffff8185d770,%rcx' \
 		$'ffffffff8100004c:\tint3' >"$WORK/two"
-	same "$(printf 'skb_push\tmov (%%rip),%%rax # init_net\nskb_push\tjmp skb_push')" \
+	same "$(printf 'skb_push\tmov (%%rip),%%rax # init_net\nskb_push\tjmp skb_push\nskb_push\tmov $ADDRESS,%%rcx')" \
 		"$(awk -f "$CLONE/qemu/bench/instructions.awk" "$WORK/paths" "$WORK/one")"
 	same "$(awk -f "$CLONE/qemu/bench/instructions.awk" "$WORK/paths" "$WORK/one")" \
 		"$(awk -f "$CLONE/qemu/bench/instructions.awk" "$WORK/paths" "$WORK/two")"
