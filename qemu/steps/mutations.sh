@@ -69,8 +69,9 @@ command_mutate() {
 	ensure_patched
 	mkdir -p "$directory" "$build"
 	log=$directory/build.log
+	# The switches of an earlier run would be in the way of another series
+	[ ! -e "$CACHE/tree/mutated/.git" ] || logged "$log" tree_git mutated reset -q --hard
 	switch_tree mutated "$(tree_git patched rev-parse HEAD)"
-	tree_git mutated reset -q --hard
 	"$ROOT/qemu/mutations/mutate.py" "$CACHE/tree/mutated" "$ROOT/qemu/mutations/kunit.sites" >"$directory/sites.tsv" ||
 		fail "qemu/mutations/kunit.sites does not fit the series, see above"
 

@@ -95,3 +95,17 @@ test_each_site_is_under_a_switch_of_its_own() {
 	ends 1
 	says "gone: net/core/dev.c has no 'return 7;'" 'does not fit the series'
 }
+
+test_switches_are_not_in_the_way_of_another_series() {
+	a_kernel_with_cases <<<'one guard'
+	printf 'second FAIL\n' >"$WORK/mutant.1"
+	vm mutate
+	ends 0
+	sed -i 's/return 2;/return 2; \/* two *\//' "$WORK/work/net/core/dev.c"
+	git -C "$WORK/work" commit -qam 'net: say what two is'
+	vm patch export --from "$WORK/work" --base base
+	ends 0
+	vm mutate
+	ends 0
+	grep -q 'if (traits_mutant != 1) return 2; /. two ./' "$WORK/dev.built"
+}
