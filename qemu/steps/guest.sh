@@ -195,7 +195,7 @@ command_boot() {
 		*) usage_error "boot: what is '$1'? The command follows '--'" boot ;;
 		esac
 	done
-	[ $# -gt 0 ] || usage_error "boot: no command after '--'" boot
+	[ $# -gt 0 ] || usage_error "boot: there is no command: it follows '--', as in 'qemu/vm boot -- uname -r'" boot
 	open_cache
 	[ $flavour = unpatched ] || need_series
 	install_packages

@@ -228,7 +228,7 @@ patch_export() {
 		case $1 in
 		--signoff) signoff=--signoff ; shift ;;
 		--from | --base | --branch)
-			[ $# -ge 2 ] || usage_error "$1 needs a value" patch
+			[ -n "${2:-}" ] || usage_error "$1 needs a value" patch
 			case $1 in
 			--from) tree=$(realpath -m "$2") ;;
 			--base) base=$2 ;;

@@ -211,11 +211,9 @@ command_fetch() {
 	local source=''
 	while [ $# -gt 0 ]; do
 		case $1 in
-		--source) [ $# -ge 2 ] || usage_error "--source needs a path" fetch
+		--source) [ -n "${2:-}" ] || usage_error "--source needs a path" fetch
 			source=$2
 			shift 2 ;;
-		--source=*) source=${1#*=}
-			shift ;;
 		*) usage_error "fetch: what is '$1'?" fetch ;;
 		esac
 	done

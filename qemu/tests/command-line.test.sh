@@ -10,7 +10,66 @@ test_every_command_explains_itself() {
 	done
 	vm --help
 	ends 0
-	says 'Usage: qemu/vm COMMAND' 'PACKET_TRAITS_CACHE'
+	says 'Usage: qemu/vm COMMAND' 'PACKET_TRAITS_CACHE' 'XDG_CACHE_HOME' 'PACKET_TRAITS_SEED'
+}
+
+test_help_of_a_command_is_the_same_either_way() {
+	local command first
+	for command in demo test shell fetch patch build boot mutate bench; do
+		vm $command --help
+		first=$OUTPUT
+		vm help $command
+		ends 0
+		same "$first" "$OUTPUT"
+	done
+	vm help
+	ends 0
+	says 'Usage: qemu/vm COMMAND'
+	vm help dance
+	ends 64
+	says "'dance'"
+	vm help test boot
+	ends 64
+	says "one command at most, not 'test boot'"
+}
+
+# Refused for its value, an option was read
+test_a_value_follows_an_option_or_its_equals_sign() {
+	local option
+	for option in 'test --only' 'test --profile' 'boot --limit' 'bench unused --boots'; do
+		# shellcheck disable=SC2086
+		vm $option wrong
+		ends 64
+		says "not 'wrong'"
+		# shellcheck disable=SC2086
+		vm $option=wrong
+		ends 64
+		says "not 'wrong'"
+	done
+	for option in '--source' '--source='; do
+		vm fetch $option
+		ends 64
+		says '--source needs a path'
+	done
+	vm patch export --from="$WORK/nowhere"
+	ends 1
+	says "--from $WORK/nowhere needs --base REF"
+	vm patch export --from="$WORK/nowhere" --base=one=two --branch=b
+	ends 1
+	says "has no commit 'one=two'"
+	vm patch export --branch=
+	ends 64
+	says '--branch needs a value'
+	# Not one that takes a value
+	vm test --long=1
+	ends 64
+	says "what is '--long=1'"
+	# The guest's words are left as they are
+	vm boot --limit=wrong -- true --only=x
+	ends 64
+	vm boot true --limit=1
+	ends 64
+	says "what is 'true'? The command follows '--'"
 }
 
 test_no_command_is_a_usage_error() {
@@ -38,6 +97,10 @@ test_unknown_words_are_usage_errors_and_are_named() {
 	says "'soon'"
 	vm boot --
 	ends 64
+	says 'there is no command' 'qemu/vm boot -- uname -r'
+	vm boot
+	ends 64
+	says 'there is no command' 'qemu/vm boot -- uname -r'
 }
 
 test_help_after_the_double_dash_belongs_to_the_guest() {

@@ -40,6 +40,14 @@ test_the_command_runs_in_the_clone_with_the_environment() {
 	says_not 'guest=1'
 }
 
+test_the_guest_s_words_are_left_as_they_are() {
+	guest <<<'bash "$CLONE/qemu/guest/enter" "$RESULTS"'
+	export CLONE
+	vm boot --unpatched --limit=60 -- echo --only=x -- --limit=y
+	ends 0
+	says '--only=x -- --limit=y'
+}
+
 test_a_hang_ends_at_the_limit_and_says_where() {
 	guest <<<'console "the last words"; echo "the guest suites" >"$RESULTS/step"; echo unfinished >"$RESULTS/output.log"; sleep 60'
 	vm boot --unpatched --limit 2 -- true
