@@ -14,12 +14,45 @@
 #   lock             held while a run changes any of these
 
 CACHE=${PACKET_TRAITS_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/packet-traits}
+# Absolute: it is printed, and worktrees and make's O= are told by full path
+case $CACHE in
+/*) ;;
+*) CACHE=$PWD/$CACHE ;;
+esac
 
+# need_writable NAME ADVICE PATHS...: all of them that are there can be written to.
+# Else the run would end somewhere in the middle, with some other program's words.
+need_writable() {
+	local name=$1 advice=$2 path
+	shift 2
+	for path; do
+		[ ! -e "$path" ] || [ -w "$path" ] ||
+			fail "$name cannot be written to by $(id -un): $path belongs to $(stat -c '%U (%A)' "$path"), or is on a read-only file system" \
+				"$advice"
+	done
+}
+
+# open_cache: the cache is there; so is the directory for results, unless the command
+# leaves none
 open_cache() {
-	mkdir -p "$CACHE"/{tree,build,download,log} ||
-		fail "cannot make the cache $CACHE" "PACKET_TRAITS_CACHE=DIR puts it elsewhere."
-	# Absolute: worktrees and make's O= are told by full path
+	local reason
+	reason=$(mkdir -p "$CACHE"/{tree,build,download,log} 2>&1) ||
+		fail "cannot make the cache $CACHE: $(head -n 1 <<<"${reason#mkdir: }")" "PACKET_TRAITS_CACHE=DIR puts it elsewhere."
 	CACHE=$(cd "$CACHE" && pwd -P)
+	need_writable "the cache $CACHE" "PACKET_TRAITS_CACHE=DIR puts it elsewhere. After a run as root the cache is root's." \
+		"$CACHE" "$CACHE"/{tree,build,download,log,lock,lock.holder,linux.git}
+	case ${SUBCOMMAND:-} in
+	fetch | patch | build) ;;
+	*) open_results ;;
+	esac
+}
+
+# open_results: RESULTS is there, and what is built can be put into the clone
+open_results() {
+	local reason advice="Results are kept in its .build-vm, and what is built in its .build. After a run as root these are root's."
+	reason=$(mkdir -p "$RESULTS" 2>&1) ||
+		fail "the clone $ROOT cannot be written to by $(id -un): $(head -n 1 <<<"${reason#mkdir: }")" "$advice"
+	need_writable "the clone $ROOT" "$advice" "$ROOT" "$ROOT"/.build{,-vm} "$ROOT"/.build-vm/{bpf,guest} "$RESULTS" "$RESULTS"/*
 }
 
 # lock_cache: keep other runs out until this one, and every compiler that it

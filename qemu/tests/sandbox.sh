@@ -32,6 +32,16 @@ vm() {
 	printf '$ qemu/vm %s\n%s\n(status %s)\n' "$*" "$OUTPUT" "$STATUS"
 }
 
+# vm_unprivileged ARGUMENTS...: the same under the file permissions that hold for
+# others than root, also if the tests run as root
+vm_unprivileged() {
+	local -a before=()
+	[ "$(id -u)" != 0 ] || before=(setpriv --inh-caps=-all --bounding-set=-all)
+	STATUS=0
+	OUTPUT=$("${before[@]}" "$CLONE/qemu/vm" "$@" 2>&1) || STATUS=$?
+	printf '$ qemu/vm %s\n%s\n(status %s)\n' "$*" "$OUTPUT" "$STATUS"
+}
+
 # says TEXT...: OUTPUT has each of them
 says() {
 	local text

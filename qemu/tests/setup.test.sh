@@ -107,7 +107,65 @@ test_a_cache_that_cannot_be_made_is_told() {
 	: >"$WORK/file"
 	PACKET_TRAITS_CACHE=$WORK/file/cache vm fetch
 	ends 1
-	says "cannot make the cache $WORK/file/cache"
+	says "cannot make the cache $WORK/file/cache: cannot create directory" 'PACKET_TRAITS_CACHE=DIR'
+	mkdir -m 555 "$WORK/closed"
+	PACKET_TRAITS_CACHE=$WORK/closed/cache vm_unprivileged fetch
+	ends 1
+	says "cannot make the cache $WORK/closed/cache" 'Permission denied' 'PACKET_TRAITS_CACHE=DIR'
+}
+
+test_a_cache_that_cannot_be_written_to_is_told() {
+	local path
+	imported
+	for path in . download log lock; do
+		chmod a-w "$CACHE/$path"
+		vm_unprivileged fetch
+		ends 1
+		says "the cache $CACHE cannot be written to by $(id -un): $CACHE" "belongs to $(id -un) (" 'PACKET_TRAITS_CACHE=DIR'
+		says_not 'line '
+		chmod u+w "$CACHE/$path"
+	done
+	vm_unprivileged fetch
+	ends 0
+}
+
+test_a_cache_that_is_named_relatively_is_told_by_its_full_path() {
+	cd "$WORK" || return 1
+	unset PACKET_TRAITS_CACHE
+	XDG_CACHE_HOME=here vm --help
+	says "now $WORK/here/packet-traits"
+	PACKET_TRAITS_CACHE=there XDG_CACHE_HOME=here vm --help
+	says "now $WORK/there"
+	XDG_CACHE_HOME=$WORK/absolute vm --help
+	says "now $WORK/absolute/packet-traits"
+	vm --help
+	says "now $HOME/.cache/packet-traits"
+}
+
+test_a_clone_that_cannot_be_written_to_is_told() {
+	local command path
+	package_needs 6.2
+	chmod a-w "$CLONE"
+	for command in demo test 'test --only harness' 'boot -- true' 'bench store'; do
+		# shellcheck disable=SC2086
+		vm_unprivileged $command
+		ends 1
+		says "the clone $CLONE cannot be written to by $(id -un)" 'Permission denied' '.build-vm'
+	done
+	# It changes nothing in the clone
+	kernel_tree "$WORK/linux"
+	vm_unprivileged fetch --source "$WORK/linux"
+	ends 0
+	chmod u+w "$CLONE"
+	# As it is after a run by somebody else
+	mkdir -p "$CLONE/.build" "$CLONE/.build-vm/results/harness"
+	for path in .build .build-vm .build-vm/results .build-vm/results/harness; do
+		chmod a-w "$CLONE/$path"
+		vm_unprivileged test --only harness
+		ends 1
+		says "the clone $CLONE cannot be written to by $(id -un): $CLONE/$path belongs to"
+		chmod u+w "$CLONE/$path"
+	done
 }
 
 test_two_runs_do_not_share_the_cache_at_once() {
