@@ -111,36 +111,51 @@ download_debian_source() {
 		"A tree or tarball at hand does as well: qemu/vm fetch --source PATH"
 }
 
-# unpack_source PATH DIRECTORY: a tree or tarball, copied into DIRECTORY
-unpack_source() {
-	local from=$1 to=$2 log=$CACHE/log/import.log
-	if [ -d "$from" ]; then
-		check_version "$(makefile_version <"$from/Makefile" 2>/dev/null)" "$from"
-		if git -C "$from" rev-parse -q --verify HEAD >/dev/null 2>&1 &&
-			[ "$(git -C "$from" rev-parse --show-prefix)" = '' ]; then
-			detail "the committed state of $from, without changes that are not committed"
-			logged "$log" git -C "$from" archive -o "$to.tar" HEAD
-			logged "$log" tar -xf "$to.tar" -C "$to"
-			rm "$to.tar"
-		elif [ -e "$from/.config" ] || [ -e "$from/include/generated" ]; then
-			fail "$from has been built in: its output would be imported as source" \
-				"Run 'make mrproper' there, or give a tarball."
-		else
-			logged "$log" cp -a "$from/." "$to"
-		fi
-	elif [ -f "$from" ]; then
-		check_version "$(tar -xOf "$from" --occurrence=1 --wildcards --no-wildcards-match-slash \
-			'*/Makefile' 2>/dev/null | makefile_version)" "$from"
-		logged "$log" tar -xf "$from" -C "$to" --strip-components=1 --no-same-owner
-	else
+# has_commit TREE: it is a git tree with a commit, and not a directory in one
+has_commit() {
+	git -C "$1" rev-parse -q --verify HEAD >/dev/null 2>&1 &&
+		[ "$(git -C "$1" rev-parse --show-prefix)" = '' ]
+}
+
+# check_source PATH: a tree or tarball that can be imported
+check_source() {
+	local from=$1
+	[ -e "$from" ] ||
 		fail "no such file or directory: $from" \
 			"--source takes a tree or a tarball of Linux $KERNEL_VERSION.$KERNEL_PATCHLEVEL.y."
+	[ -r "$from" ] || fail "$from cannot be read by $(id -un): it belongs to $(stat -c '%U (%A)' "$from")"
+	if [ -d "$from" ]; then
+		check_version "$(makefile_version 2>/dev/null <"$from/Makefile")" "$from"
+		if ! has_commit "$from" && { [ -e "$from/.config" ] || [ -e "$from/include/generated" ]; }; then
+			fail "$from has been built in: its output would be imported as source" \
+				"Run 'make mrproper' there, or give a tarball."
+		fi
+	else
+		[ -f "$from" ] || fail "$from is neither a directory nor a file"
+		check_version "$(tar -xOf "$from" --occurrence=1 --wildcards --no-wildcards-match-slash \
+			'*/Makefile' 2>/dev/null | makefile_version)" "$from"
+	fi
+}
+
+# unpack_source PATH DIRECTORY: what check_source() found right, copied into DIRECTORY
+unpack_source() {
+	local from=$1 to=$2 log=$CACHE/log/import.log
+	if [ ! -d "$from" ]; then
+		logged "$log" tar -xf "$from" -C "$to" --strip-components=1 --no-same-owner
+	elif has_commit "$from"; then
+		detail "the committed state of $from, without changes that are not committed"
+		logged "$log" git -C "$from" archive -o "$to.tar" HEAD
+		logged "$log" tar -xf "$to.tar" -C "$to"
+		rm "$to.tar"
+	else
+		logged "$log" cp -a "$from/." "$to"
 	fi
 }
 
 # import_source PATH: as a commit without parent, tagged with version and content
 import_source() {
 	local unpacked=$CACHE/download/importing log=$CACHE/log/import.log version tree commit tag
+	check_source "$1"
 	need_space "$CACHE" $SOURCE_SPACE_MB "the kernel's source"
 	step "source: importing $1"
 	# What an interrupted import left

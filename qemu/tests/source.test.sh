@@ -62,6 +62,8 @@ test_something_else_than_a_kernel_is_told() {
 	vm fetch --source "$WORK/other"
 	ends 1
 	says 'is not a kernel source'
+	# What was looked for is not the shell's to tell
+	says_not 'No such file'
 	echo text >"$WORK/other.tar"
 	vm fetch --source "$WORK/other.tar"
 	ends 1
@@ -69,6 +71,16 @@ test_something_else_than_a_kernel_is_told() {
 	vm fetch --source "$WORK/nowhere"
 	ends 1
 	says 'no such file or directory' "$WORK/nowhere"
+	says_not 'importing'
+	mkfifo "$WORK/pipe"
+	vm fetch --source "$WORK/pipe"
+	ends 1
+	says "$WORK/pipe is neither a directory nor a file"
+	echo text >"$WORK/secret"
+	chmod a-r "$WORK/secret"
+	vm_unprivileged fetch --source "$WORK/secret"
+	ends 1
+	says "$WORK/secret cannot be read by $(id -un)"
 }
 
 test_a_tree_with_build_output_is_refused() {
