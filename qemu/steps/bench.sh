@@ -111,16 +111,21 @@ help_bench() {
 	Usage: qemu/vm bench store
 	       qemu/vm bench unused [--boots N]
 
-	Counts instructions, which are the same on every machine. Tables go to standard output, and with
-	what they were made from to .build-vm/results/bench-store and bench-unused.
+	Counts instructions. The figures do not depend on how fast or how busy the machine is, but on the
+	compiler. Tables go to standard output, and with the figures that they were made from to
+	.build-vm/results/bench-store and bench-unused.
 
 	  store    set, get and delete of the series' store, beside a slot for each key and an earlier
-	           layout, compiled as programs: takes seconds, needs no kernel build
+	           layout, compiled as programs: takes seconds and builds no kernel. Installs valgrind.
 	  unused   what the patches cost a kernel in which no key is registered: UDP and TCP on the
 	           loopback device, forwarding between veth pairs; unpatched and patched kernel by
-	           turns. Two more kernels are built for it, once; a boot takes half a minute.
+	           turns, always under software emulation. Two more kernels are built for it, once; a
+	           boot takes half a minute.
 
-	  --boots N   boots of each kernel (default 9; at least 6, as fewer have no 95 % interval)
+	  --boots N   of unused: boots of each kernel (default 9; at least 6, as fewer have no 95 %
+	              interval)
+
+	Both need the kernel's source with the series, and get it if the cache does not have it.
 
 	docs/performance.md tells how to read them.
 	E

@@ -106,7 +106,7 @@ running_tests() {
 
 # boot_guest DIRECTORY LIMIT COMMAND...: run COMMAND in the guest as root, in the
 # clone's directory. DIRECTORY gets output.log, console.log and status, and is
-# the one place that the guest can write to. Returns the command's status; 124
+# the host's one place that the guest can write to. Returns the command's status; 124
 # after the limit, 125 if the guest ended without a status, 126 if the kernel's
 # log has a report. What the command prints goes to standard output.
 boot_guest() {
@@ -166,12 +166,24 @@ prepare_guest() {
 	probe_kvm
 }
 
+# help_guest_files WHERE: what the guest can write to. virtme-ng chose the directories that
+# are held in memory: look again with another VIRTME_NG.
+help_guest_files() {
+	cat <<-E
+	The guest has the host's files. What it writes below /etc, /home, /lib, /opt, /srv, /tmp, /usr
+	and /var, or to /run, is held in memory and gone when it ends. All else is read-only, except for
+	$1, which is the host's.
+	E
+}
+
 help_boot() {
 	cat <<-E
 	Usage: qemu/vm boot [--unpatched] [--limit SECONDS] -- COMMAND [ARGUMENTS...]
 
-	Boots the kernel, runs the command in the guest as root and ends with its status. The guest has
-	the host's files, read-only; the directory in PACKET_TRAITS_RESULTS can be written to.
+	Boots the kernel, runs the command in the guest as root, in the clone's directory, and ends with
+	its status.
+
+	$(help_guest_files 'the directory in PACKET_TRAITS_RESULTS (.build-vm/results/boot)')
 
 	  --unpatched      the kernel without the series
 	  --limit SECONDS  end the guest after that time (default 300)
@@ -211,8 +223,9 @@ help_shell() {
 	cat <<-E
 	Usage: qemu/vm shell [--unpatched]
 
-	A root shell in the guest, with the host's files (changes to them are lost, but for those under
-	.build-vm/results/shell). Control-D ends it.
+	A root shell in the guest. Control-D ends it.
+
+	$(help_guest_files '.build-vm/results/shell of the clone')
 
 	  --unpatched   the kernel without the series
 	E

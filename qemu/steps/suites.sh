@@ -202,15 +202,20 @@ help_test() {
 	  host      the Swift package's suites, on the machine's kernel
 	  kunit     the kernel's suites, under User Mode Linux
 	  guest     the suites that need the patched kernel, in QEMU; a skip there is a failure
-	  traffic   tagged datagrams while allocations fail (profile faults)
+	  traffic   tagged datagrams through the patched kernel while allocations fail, in QEMU
 
-	  --only SUITE      just that one, with what it needs; may be given more than once
-	  --profile NAME    another configuration of the patched kernel, built in addition:
-	                    debug: KASAN, lockdep and other checks (suites kunit and guest; takes
-	                    several times as long); faults: allocations fail (guest and traffic)
+	  --only SUITE     just that one, with what it needs; may be given more than once
+	  --profile NAME   the patched kernel's configuration, and with it the suites that run:
+	                     plain    harness, host, kunit, guest; this is the default
+	                     debug    kunit and guest, under KASAN, lockdep and other checks; takes
+	                              several times as long
+	                     faults   guest and traffic, while allocations fail
+	                   What a profile runs on is built once, in addition.
+	  --long           ten million random operations, not a hundred thousand, with a seed of their
+	                   own each time (kunit); a million packets with traits, not 20,000 (guest); a
+	                   million datagrams, not 9,600 (traffic)
 
-	--long            ten million random operations instead of a hundred thousand (kunit), with a
-	                    seed of its own each time; a million packets with traits (guest)
+	A run with --long prints its seed; PACKET_TRAITS_SEED=NUMBER repeats its operations.
 
 	Outputs and results are kept in .build-vm/results/SUITE, or SUITE-PROFILE.
 	E
@@ -249,6 +254,8 @@ command_test() {
 		esac
 	done
 	use_profile "${profile:-plain}"
+	[[ -z ${PACKET_TRAITS_SEED:-} || $PACKET_TRAITS_SEED =~ ^[0-9]{1,19}$ ]] ||
+		usage_error "PACKET_TRAITS_SEED is a number, as a run with --long prints it, not '$PACKET_TRAITS_SEED'" test
 	[ -z "$long" ] || use_long
 	offered=$(suites_of "$PROFILE")
 	for suite in "${suites[@]}"; do

@@ -33,6 +33,24 @@ test_help_of_a_command_is_the_same_either_way() {
 	says "one command at most, not 'test boot'"
 }
 
+test_boot_shell_and_the_documentation_tell_the_same_of_the_guest_s_files() {
+	local command text directories
+	for command in boot shell; do
+		vm $command --help
+		text=$(paste -sd ' ' <<<"$OUTPUT")
+		directories=$(grep -oE 'below /etc[^.]*\.' <<<"$text")
+		[[ $text == *'All else is read-only, except for '*".build-vm/results/$command"* ]] || return 1
+		grep -qF "$directories" <<<"$(paste -sd ' ' "$SOURCE_ROOT/docs/testing.md")" ||
+			{ echo "docs/testing.md does not say: $directories" && return 1; }
+	done
+}
+
+test_a_seed_is_a_number() {
+	PACKET_TRAITS_SEED=lucky vm test --long --only kunit
+	ends 64
+	says "PACKET_TRAITS_SEED is a number" "not 'lucky'"
+}
+
 # Refused for its value, an option was read
 test_a_value_follows_an_option_or_its_equals_sign() {
 	local option
