@@ -194,6 +194,37 @@ extension Guest {
       }
     }
 
+    @Test("a classifier writes metadata in front of a header that it pushed", arguments: [Route.ipv4, .ipv6])
+    func metadataMoves(route: Route) throws {
+      let cable = try suiteCable()
+      try Guest.withKeys([TraitSize](repeating: .bytes16, count: 11)) { ids in
+        let values = distinct(ids)
+        // The store of 200 bytes ends where the metadata begins.
+        let tag = try ScriptProgram(port: Guest.port, [.adjustMeta(-16)] + setting(values))
+        try tag.program.attach(to: cable.receiver)
+        let script = try SkbProgram(
+          .classifier, port: Guest.port,
+          [.pushVLAN(5), .pushVLAN(6), .writeMeta([UInt8](repeating: 0xff, count: 8)), .popVLAN, .popVLAN]
+            + ids.map { .get($0.rawValue) })
+        try script.attach(to: cable.receiver, .ingress)
+        let inbox = try cable.inbox(route, ids)
+        let changes = try Guest.changes {
+          try cable.outbox(route).send(TagProgram.payload(2), to: try cable.destination(route))
+          let arrival = try inbox.arrival()
+          #expect(arrival.payload == TagProgram.payload(2))
+          #expect(try arrival.traits == Traits(values))
+        }
+        #expect(try tag.results().steps.map(\.status) == [Int32](repeating: 0, count: 12))
+        let steps = try script.results().steps
+        #expect(
+          steps.map(\.status) == [0, 0, 0, 0, 0] + [Int32](repeating: 16, count: ids.count))
+        #expect(steps.dropFirst(5).map(\.value) == values.map(\.1))
+        #expect(changes == .only(set: 1, allocated: 1, evicted: 1))
+        try script.detach()
+        try tag.program.detach()
+      }
+    }
+
     // MARK: Pieces
 
     @Test(

@@ -138,6 +138,24 @@ extension Guest {
       }
     }
 
+    @Test("end a store with its last trait", arguments: [XDPProgram.Mode.driver, .generic])
+    func lastTrait(mode: XDPProgram.Mode) throws {
+      try Guest.withKeys([.bytes8]) { ids in
+        let value: [UInt8] = [8, 7, 6, 5, 4, 3, 2, 1]
+        let changes = try Guest.changes {
+          let (steps, arrival) = try run(
+            [
+              .set(ids[0].rawValue, [UInt8](repeating: 1, count: 8)), .delete(ids[0].rawValue),
+              .get(ids[0].rawValue), .delete(ids[0].rawValue), .set(ids[0].rawValue, value),
+            ], receiving: ids, mode: mode)
+          #expect(steps.map(\.status) == [0, 0, -ENOENT, -ENOENT, 0])
+          #expect(try arrival.traits == Traits([(ids[0], value)]))
+        }
+        // It was begun twice.
+        #expect(changes == .only(set: 2))
+      }
+    }
+
     @Test("make room in a full store by deleting")
     func refill() throws {
       try Guest.withKeys([TraitSize](repeating: .bytes16, count: 13)) { ids in

@@ -17,7 +17,7 @@ enum script_operation {
 	/* XDP */
 	SCRIPT_ADJUST_HEAD,
 	SCRIPT_ADJUST_META,
-	SCRIPT_WRITE_META,
+	SCRIPT_WRITE_META,	/* tc, too */
 	SCRIPT_READ_META,
 	/* tc */
 	SCRIPT_PUSH_VLAN,

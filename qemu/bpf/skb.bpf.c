@@ -72,6 +72,16 @@ static __always_inline void note(__u32 i, int status, const __u8 *value)
 		results.steps[i].value[j] = value[j];
 }
 
+static __always_inline int write_meta(struct __sk_buff *skb, const __u8 *value)
+{
+	__u64 *meta = (void *)(long)skb->data_meta;
+
+	if ((void *)(meta + 1) > (void *)(long)skb->data)
+		return -1;
+	__builtin_memcpy(meta, value, sizeof(*meta));
+	return 0;
+}
+
 static __always_inline void run(struct __sk_buff *skb, int may)
 {
 	__u32 i, j;
@@ -102,6 +112,8 @@ static __always_inline void run(struct __sk_buff *skb, int may)
 			status = bpf_skb_vlan_pop(skb);
 		else if (may & MAY_CHANGE && operation == SCRIPT_CLONE)
 			status = bpf_clone_redirect(skb, step->delta, 0);
+		else if (may & MAY_CHANGE && operation == SCRIPT_WRITE_META)
+			status = write_meta(skb, value);
 		else
 			status = -1;
 

@@ -44,7 +44,7 @@ public struct ScriptStep: Sendable {
     ScriptStep(operation: 5, delta: delta)
   }
 
-  /// Writes 8 bytes of metadata.
+  /// Writes 8 bytes of metadata; in classifiers, too.
   public static func writeMeta(_ value: [UInt8]) -> ScriptStep {
     ScriptStep(operation: 6, value: value)
   }
