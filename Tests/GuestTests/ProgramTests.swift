@@ -330,8 +330,8 @@ extension Guest {
         let inboxes = try cables.map { Inbox(try $0.inbox(.ipv4, ids)) }
 
         let before = try Guest.statistics()
-        // Of the packets that went astray on their way, each counts; where the
-        // traits were lost before there were several packets, that counts once.
+        // One packet's traits may be lost where its head is copied, those of all
+        // where the first clone is made: that is counted once.
         var lost: UInt64 = 0
         var lostForAll: UInt64 = 0
         for sequence in 1...5 as ClosedRange<UInt32> {
