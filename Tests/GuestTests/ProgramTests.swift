@@ -332,8 +332,8 @@ extension Guest {
         let inboxes = try cables.map { Inbox(try $0.inbox(.ipv4, ids)) }
 
         let before = try Guest.statistics()
-        // One packet's traits may be lost where its head is copied, those of all
-        // where the first clone is made: that is counted once.
+        // Where the first clone is made the traits of all may be lost, which is
+        // counted once; where a packet's head is copied, those of that one.
         var lost: UInt64 = 0
         var lostForAll: UInt64 = 0
         for sequence in 1...5 as ClosedRange<UInt32> {
