@@ -776,7 +776,8 @@ extension Guest {
             if isLost { begun += 1 }
             left.append(values[1])
           }
-          try #require(traits == Traits(left))
+          let right = try Traits(left)
+          try #require(traits == right)
         }
 
         /// Whether the last packet's classifier found no memory.
