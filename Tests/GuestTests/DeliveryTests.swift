@@ -19,12 +19,17 @@ extension Guest {
       #expect(
         arrival.payload == TagProgram.payload(sequence), "datagram \(sequence)",
         sourceLocation: sourceLocation)
-      var right = Traits()
-      try right.set(TagProgram.value4(sequence), for: TraitKey<UInt32>(ids[0]))
-      try right.set(TagProgram.value8(sequence), for: TraitKey<UInt64>(ids[1]))
-      try right.setBytes(TagProgram.value16(sequence), for: ids[2])
+      let right = try tagged(sequence, ids)
       let traits = try arrival.traits
       #expect(traits == right, "datagram \(sequence)", sourceLocation: sourceLocation)
+    }
+
+    private func tagged(_ sequence: UInt32, _ ids: [TraitID]) throws -> Traits {
+      var traits = Traits()
+      try traits.set(TagProgram.value4(sequence), for: TraitKey<UInt32>(ids[0]))
+      try traits.set(TagProgram.value8(sequence), for: TraitKey<UInt64>(ids[1]))
+      try traits.setBytes(TagProgram.value16(sequence), for: ids[2])
+      return traits
     }
 
     @Test(
@@ -121,13 +126,18 @@ extension Guest {
         try script.program.attach(to: cable.receiver)
 
         let inbox = try cable.inbox(route, ids)
-        try cable.outbox(route).send(TagProgram.payload(1), to: try cable.destination(route))
-        let arrival = try inbox.arrival()
-        #expect(arrival.payload == TagProgram.payload(1))
         var right = Traits()
         for number in 0..<count { try right.setBytes(values[number], for: ids[number]) }
-        #expect(try arrival.traits == right)
-        #expect(try arrival.traits.valueByteCount == 192)
+        #expect(right.valueByteCount == 192)
+        // A kernel that puts a seal behind each store has no room for that one.
+        var passages = Passages()
+        let changes = try Guest.changes {
+          try cable.outbox(route).send(TagProgram.payload(1), to: try cable.destination(route))
+          let arrival = try inbox.arrival()
+          #expect(arrival.payload == TagProgram.payload(1))
+          try passages.expect(arrival, right)
+        }
+        #expect(changes.lost == passages.lost)
 
         let statuses = try script.results().steps.map(\.status)
         #expect(statuses == [Int32](repeating: 0, count: count) + [-ENOSPC, -ENOENT])
@@ -423,11 +433,14 @@ extension Guest {
         let outbox = try cable.outbox(route)
         let tap = try cable.receiver.namespace.openTap()
         let before = try Guest.statistics()
+        var passages = Passages()
         do {
           defer { try? tap.close() }
           for sequence in 0..<10 as Range<UInt32> {
             try outbox.send(TagProgram.payload(sequence), to: try cable.destination(route))
-            try expectTagged(try inbox.arrival(), sequence, ids)
+            let arrival = try inbox.arrival()
+            #expect(arrival.payload == TagProgram.payload(sequence), "datagram \(sequence)")
+            try passages.expect(arrival, tagged(sequence, ids), "datagram \(sequence)")
           }
           // The tap saw each payload, at the end of its frame.
           var seen: Set<UInt32> = []
@@ -444,13 +457,13 @@ extension Guest {
         }
         let between = try Guest.statistics()
         #expect(between.set - before.set == 10)
-        #expect(between.evicted - before.evicted == 10)
+        #expect(between.evicted - before.evicted == 10 - passages.lost)
         // The tap asked for nothing: the clone lost its part, and there was no
         // need for another piece of memory.
-        #expect(between.allocated - before.allocated == 10)
+        #expect(between.allocated - before.allocated == 10 - passages.lost)
         #expect(between.discarded == before.discarded)
         #expect(between.copied == before.copied)
-        #expect(between.lost == before.lost)
+        #expect(between.lost - before.lost == passages.lost)
 
         // When the tap is gone traits stay where they are.
         try outbox.send(TagProgram.payload(11), to: try cable.destination(route))

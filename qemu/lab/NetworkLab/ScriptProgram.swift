@@ -5,12 +5,20 @@ public import PacketTraits
 
 /// One step of a script, and what the kernel's function is called with.
 public struct ScriptStep: Sendable {
-  let operation: UInt32
-  var key: UInt32 = 0
-  var size: UInt32 = 0
+  /// What is done; the numbers are those of `script.h`.
+  public enum Operation: UInt32, Sendable {
+    case set = 1
+    case get, delete, adjustHead, adjustMeta, writeMeta, readMeta, pushVLAN, popVLAN, clone
+  }
+
+  public let operation: Operation
+  public private(set) var key: UInt32 = 0
+  /// Bytes of the buffer that the function is called with.
+  public private(set) var size: UInt32 = 0
   var delta: Int32 = 0
   var flags: UInt64 = 0
-  var value: [UInt8] = []
+  /// What is in the buffer before.
+  public private(set) var value: [UInt8] = []
 
   /// The most steps of a script.
   public static let maximumCount = 64
@@ -19,53 +27,53 @@ public struct ScriptStep: Sendable {
   public static func set(
     _ key: UInt32, _ value: [UInt8], size: UInt32? = nil, flags: UInt64 = 0
   ) -> ScriptStep {
-    ScriptStep(operation: 1, key: key, size: size ?? UInt32(value.count), flags: flags, value: value)
+    ScriptStep(operation: .set, key: key, size: size ?? UInt32(value.count), flags: flags, value: value)
   }
 
   /// Reads a trait into a buffer of `size` bytes.
   public static func get(_ key: UInt32, size: UInt32 = 16, flags: UInt64 = 0) -> ScriptStep {
-    ScriptStep(operation: 2, key: key, size: size, flags: flags)
+    ScriptStep(operation: .get, key: key, size: size, flags: flags)
   }
 
   /// Removes a trait.
   public static func delete(_ key: UInt32, flags: UInt64 = 0) -> ScriptStep {
-    ScriptStep(operation: 3, key: key, flags: flags)
+    ScriptStep(operation: .delete, key: key, flags: flags)
   }
 
   // MARK: In XDP
 
   /// Moves where the packet's data begins.
   public static func adjustHead(_ delta: Int32) -> ScriptStep {
-    ScriptStep(operation: 4, delta: delta)
+    ScriptStep(operation: .adjustHead, delta: delta)
   }
 
   /// Moves where the packet's metadata begins.
   public static func adjustMeta(_ delta: Int32) -> ScriptStep {
-    ScriptStep(operation: 5, delta: delta)
+    ScriptStep(operation: .adjustMeta, delta: delta)
   }
 
   /// Writes 8 bytes of metadata; in classifiers, too.
   public static func writeMeta(_ value: [UInt8]) -> ScriptStep {
-    ScriptStep(operation: 6, value: value)
+    ScriptStep(operation: .writeMeta, value: value)
   }
 
   /// Reads 8 bytes of metadata.
-  public static var readMeta: ScriptStep { ScriptStep(operation: 7) }
+  public static var readMeta: ScriptStep { ScriptStep(operation: .readMeta) }
 
   // MARK: In classifiers
 
   /// Puts a VLAN tag in front, of this number. The outermost one is kept beside
   /// the packet, so that it takes two to push a header.
   public static func pushVLAN(_ number: UInt32) -> ScriptStep {
-    ScriptStep(operation: 8, key: number)
+    ScriptStep(operation: .pushVLAN, key: number)
   }
 
   /// Takes the outermost VLAN tag away.
-  public static var popVLAN: ScriptStep { ScriptStep(operation: 9) }
+  public static var popVLAN: ScriptStep { ScriptStep(operation: .popVLAN) }
 
   /// Sends a clone out of an interface, by its number.
   public static func clone(to interface: UInt32) -> ScriptStep {
-    ScriptStep(operation: 10, delta: Int32(interface))
+    ScriptStep(operation: .clone, delta: Int32(interface))
   }
 
   /// The content of the read-only map.
@@ -76,7 +84,7 @@ public struct ScriptStep: Sendable {
     var constants: [UInt8] = []
     for number in [UInt32(port), action, interface, 0] { constants.append(native: number) }
     for step in steps {
-      constants.append(native: step.operation)
+      constants.append(native: step.operation.rawValue)
       constants.append(native: step.key)
       constants.append(native: step.size)
       constants.append(native: step.delta)
