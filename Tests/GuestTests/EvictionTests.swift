@@ -7,40 +7,6 @@ import SystemPackage
 import Testing
 import TraitRegistry
 
-/// Steps that set values, by key.
-private func setting(_ values: [(TraitID, [UInt8])]) -> [ScriptStep] {
-  values.map { .set($0.rawValue, $1) }
-}
-
-/// A value of 16 bytes for each key.
-private func distinct(_ ids: some Sequence<TraitID>) -> [(TraitID, [UInt8])] {
-  ids.enumerated().map { number, id in
-    (id, (0..<16).map { UInt8(truncatingIfNeeded: number * 16 + $0 + 1) })
-  }
-}
-
-private func setOption(
-  _ socket: borrowing UDPSocket, _ level: Int32, _ name: Int32, _ value: [UInt8]
-) throws {
-  guard setsockopt(socket.fileDescriptor.rawValue, level, name, value, socklen_t(value.count)) == 0
-  else { throw LabError("option \(name) of level \(level): \(Errno(rawValue: errno))") }
-}
-
-private func setOption(
-  _ socket: borrowing UDPSocket, _ level: Int32, _ name: Int32, _ value: Int32
-) throws {
-  var bytes: [UInt8] = []
-  bytes.append(native: value)
-  try setOption(socket, level, name, bytes)
-}
-
-private func bytes(of address: String) throws -> [UInt8] {
-  var bytes = [UInt8](repeating: 0, count: 16)
-  let family = address.contains(":") ? AF_INET6 : AF_INET
-  guard inet_pton(family, address, &bytes) == 1 else { throw LabError("\(address) is no address") }
-  return Array(bytes.prefix(family == AF_INET6 ? 16 : 4))
-}
-
 extension Guest {
   /// How many packets the test of memory sends.
   static let longRun = getenv("PACKET_TRAITS_LONG") == nil ? 20_000 : 1_000_000
@@ -147,22 +113,6 @@ extension Guest {
           }
         }
       }
-    }
-
-    /// Sends until something arrives: the first ones may wait for a neighbour.
-    private func awaitPassage(
-      from outbox: borrowing UDPSocket, to destination: InternetAddress, _ inbox: borrowing UDPSocket
-    ) throws {
-      try inbox.setReceiveTimeout(.milliseconds(100))
-      for round in 0..<100 {
-        try outbox.send(TagProgram.payload(999), to: destination)
-        guard (try? inbox.arrival()) != nil else { continue }
-        // What waited comes as well.
-        if round > 0 { while (try? inbox.arrival()) != nil {} }
-        try inbox.setReceiveTimeout(.seconds(10))
-        return
-      }
-      throw LabError("no datagram came to \(destination) within 10 seconds")
     }
 
     @Test("a classifier pushes headers, and takes them away again", arguments: Route.allCases, [1, 12])
@@ -626,28 +576,6 @@ extension Guest {
 
     // MARK: Memory
 
-    /// How many objects of the caches for extensions are in use.
-    private func extensions() throws -> [Int] {
-      try ["skbuff_traits_cache", "skbuff_ext_cache"].map { cache in
-        let path = "/sys/kernel/slab/\(cache)/"
-        guard try Command.require("cat", path + "aliases") == "0\n" else {
-          throw LabError("\(path): shared with other caches, unless booted with slab_nomerge")
-        }
-        // What a processor keeps at hand is counted as if it were in use.
-        let shrink = open(path + "shrink", O_WRONLY | O_CLOEXEC)
-        guard shrink >= 0 else { throw LabError("\(path)shrink: \(Errno(rawValue: errno))") }
-        defer { close(shrink) }
-        guard write(shrink, "1\n", 2) == 2 else {
-          throw LabError("\(path)shrink: \(Errno(rawValue: errno))")
-        }
-        let text = try Command.require("cat", path + "objects")
-        guard let number = text.split(whereSeparator: \.isWhitespace).first.flatMap({ Int($0) }) else {
-          throw LabError("\(path)objects: \(text)")
-        }
-        return number
-      }
-    }
-
     @Test("no memory is left behind, whatever becomes of a packet", arguments: Route.allCases)
     func memory(route: Route) throws {
       let cable = try suiteCable()
@@ -795,19 +723,6 @@ extension Guest {
       let far = accept(server.rawValue, nil, nil)
       guard far >= 0 else { throw LabError("accept: \(Errno(rawValue: errno))") }
       return (near, FileDescriptor(rawValue: far))
-    }
-
-    /// The number of objects when it does not change any more, or is right.
-    private func settled(_ isRight: ([Int]) -> Bool) throws -> [Int] {
-      var last = try extensions()
-      var isSame = 0
-      for _ in 0..<50 where !isRight(last) && isSame < 5 {
-        usleep(100_000)
-        let next = try extensions()
-        isSame = next == last ? isSame + 1 : 0
-        last = next
-      }
-      return last
     }
   }
 }
