@@ -453,7 +453,12 @@ extension Guest {
               #expect(try arrival.traits == pair.scrubbed)
             }
           }
-          #expect(changes == .only(set: 5, scrubbed: 5))
+          // Generic XDP needs more headroom than a socket leaves: copied with the packet, the
+          // store moves to where XDP has it.
+          #expect(
+            changes
+              == (redirection == .genericMap
+                ? .only(set: 5, copied: 10, scrubbed: 5, allocated: 5) : .only(set: 5, scrubbed: 5)))
           try idle.program.detach()
           try through.detach()
           try tag.program.detach()
@@ -474,21 +479,29 @@ extension Guest {
             "link add behind address \(address) type vxlan id 8 dstport 4789 local \(near)",
             "link set over netns \(row.inside.name)",
           ] + Row.configure(1, device: "behind"))
-        try row.inside.ip(
-          lines: Row.configure(2) + ["neighbor add 10.88.0.1 lladdr \(address) dev over nud permanent"])
+        try row.inside.ip(lines: Row.configure(2))
         try Command.require(
           "bridge", "-n", row.inside.name, "fdb", "append", address, "dev", "over", "dst", near, "vni", "8")
         try Pair.with { pair in
           let inbox = try row.host.inbox(.ipv4, [pair.local, pair.crossing])
-          let outbox = try row.inside.run { try UDPSocket(.ipv4) }
-          let destination = try #require(InternetAddress("10.88.0.1", port: Guest.port))
-          try awaitPassage(from: outbox, to: destination, inbox)
           let tag = try SkbProgram(.classifier, port: Guest.port, pair.setting)
           try tag.attach(to: "over", in: row.inside, .egress)
           // Had it taken the tunnel there would be a datagram for the tunnel's port.
           let tunnel = try SkbProgram(.classifier, port: 4789, [])
           try tunnel.attach(to: "lo", in: row.host, .ingress)
-          let changes = try pass(outbox, destination, inbox, pair, "")
+          let changes = try Guest.changes {
+            for sequence in 0..<5 as Range<UInt32> {
+              // As a bridge would send it: a packet that has a route is not received.
+              try row.inside.send(
+                frame: udpFrame(
+                  source: [2, 0, 0, 0, 0, 7], destination: [2, 0, 0, 0, 0, 8], from: [10, 88, 0, 2],
+                  to: [10, 88, 0, 1], port: Guest.port, payload: TagProgram.payload(sequence)),
+                outOf: "over")
+              let arrival = try inbox.arrival()
+              #expect(arrival.payload == TagProgram.payload(sequence))
+              #expect(try arrival.traits == pair.scrubbed)
+            }
+          }
           #expect(changes.set == 5)
           #expect(changes.scrubbed == 5)
           #expect(try tunnel.results().runs == 0)

@@ -513,23 +513,28 @@ extension Guest {
     }
 
     @Test(
-      "a program that sends a packet on without seeing them gives them up", arguments: [Route.ipv4, .ipv6])
-    func sentOnUnseen(route: Route) throws {
+      "a program that sends a packet on without seeing them gives them up", arguments: [Route.ipv4, .ipv6],
+      [true, false])
+    func sentOnUnseen(route: Route, isTransmitted: Bool) throws {
       let namespace = try NetworkNamespace("ring")
       defer { namespace.remove() }
       let cable = try VethPair(from: namespace, to: namespace, network: 1)
+      let second = try VethPair(from: namespace, to: namespace, network: 2)
+      // Back where it came from, or along the second cable
+      let end = isTransmitted ? cable.sender : second.receiver
+      let action = isTransmitted ? ScriptProgram.Action.transmit : .redirect(try second.sender.index())
       try Guest.withKeys([TraitSize](repeating: .bytes16, count: 12)) { ids in
         for count in [1, 12] {
           let classifier = try SkbProgram(
             .classifier, port: Guest.port, setting(distinct(ids.prefix(count))))
           try classifier.attach(to: cable.sender, .egress)
-          let script = try ScriptProgram(port: Guest.port, [.get(ids[0].rawValue)], then: .transmit)
+          let script = try ScriptProgram(port: Guest.port, [.get(ids[0].rawValue)], then: action)
           try script.program.attach(to: cable.receiver)
           let back = try SkbProgram(.classifier, port: Guest.port, [.get(ids[0].rawValue)])
-          try back.attach(to: cable.sender, .ingress)
+          try back.attach(to: end, .ingress)
           // A driver takes back only from where frames are expected.
           let other = try ScriptProgram(port: Guest.port, [.get(ids[0].rawValue)])
-          try other.program.attach(to: cable.sender)
+          try other.program.attach(to: end)
           let changes = try Guest.changes {
             try send(route, through: cable, TagProgram.payload(6))
             for _ in 0..<500 {
@@ -685,44 +690,6 @@ extension Guest {
         for program in [script, classifier] { try program.detach() }
         try program.program.detach()
       }
-    }
-
-    /// Both ends of a TCP connection.
-    private func connection(
-      _ route: Route, along cable: VethPair
-    ) throws -> (near: FileDescriptor, far: FileDescriptor) {
-      let family = route == .ipv6 ? AF_INET6 : AF_INET
-      func stream() throws -> FileDescriptor {
-        let descriptor = socket(family, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
-        guard descriptor >= 0 else { throw LabError("socket: \(Errno(rawValue: errno))") }
-        return FileDescriptor(rawValue: descriptor)
-      }
-      // struct sockaddr_in, struct sockaddr_in6
-      var address: [UInt8] = []
-      address.append(native: UInt16(family))
-      address.append(native: Guest.port.bigEndian)
-      if route == .ipv6 {
-        address += [0, 0, 0, 0] + (try bytes(of: cable.receiver.ipv6)) + [0, 0, 0, 0]
-      } else {
-        address += try bytes(of: cable.receiver.ipv4) + [UInt8](repeating: 0, count: 8)
-      }
-      func call(_ what: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32) throws {
-        let status = address.withUnsafeBytes {
-          body($0.assumingMemoryBound(to: sockaddr.self).baseAddress!, socklen_t($0.count))
-        }
-        guard status == 0 else { throw LabError("\(what): \(Errno(rawValue: errno))") }
-      }
-      let server = try cable.receiver.namespace.run { try stream() }
-      defer { try? server.close() }
-      var on: Int32 = 1
-      setsockopt(server.rawValue, SOL_SOCKET, SO_REUSEADDR, &on, 4)
-      try call("bind") { bind(server.rawValue, $0, $1) }
-      guard listen(server.rawValue, 1) == 0 else { throw LabError("listen: \(Errno(rawValue: errno))") }
-      let near = try cable.sender.namespace.run { try stream() }
-      try call("connect") { connect(near.rawValue, $0, $1) }
-      let far = accept(server.rawValue, nil, nil)
-      guard far >= 0 else { throw LabError("accept: \(Errno(rawValue: errno))") }
-      return (near, FileDescriptor(rawValue: far))
     }
   }
 }

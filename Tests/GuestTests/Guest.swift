@@ -305,8 +305,46 @@ func settled(_ isRight: ([Int]) -> Bool) throws -> [Int] {
 }
 
 /// Waits until a program has seen so many packets.
-func awaitRuns(_ program: SkbProgram, _ count: UInt64) throws {
+func awaitRuns(_ program: SkbProgram, _ count: UInt64, orMore: Bool = false) throws {
   for _ in 0..<500 where try program.results().runs < count { usleep(10_000) }
   let runs = try program.results().runs
-  guard runs == count else { throw LabError("a program saw \(runs) packets, not \(count)") }
+  guard orMore ? runs >= count : runs == count else { throw LabError("a program saw \(runs) packets, not \(count)") }
+}
+
+/// Both ends of a TCP connection.
+func connection(
+  _ route: Guest.Route, along cable: VethPair
+) throws -> (near: FileDescriptor, far: FileDescriptor) {
+  let family = route == .ipv6 ? AF_INET6 : AF_INET
+  func stream() throws -> FileDescriptor {
+    let descriptor = socket(family, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+    guard descriptor >= 0 else { throw LabError("socket: \(Errno(rawValue: errno))") }
+    return FileDescriptor(rawValue: descriptor)
+  }
+  // struct sockaddr_in, struct sockaddr_in6
+  var address: [UInt8] = []
+  address.append(native: UInt16(family))
+  address.append(native: Guest.port.bigEndian)
+  if route == .ipv6 {
+    address += [0, 0, 0, 0] + (try bytes(of: cable.receiver.ipv6)) + [0, 0, 0, 0]
+  } else {
+    address += try bytes(of: cable.receiver.ipv4) + [UInt8](repeating: 0, count: 8)
+  }
+  func call(_ what: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32) throws {
+    let status = address.withUnsafeBytes {
+      body($0.assumingMemoryBound(to: sockaddr.self).baseAddress!, socklen_t($0.count))
+    }
+    guard status == 0 else { throw LabError("\(what): \(Errno(rawValue: errno))") }
+  }
+  let server = try cable.receiver.namespace.run { try stream() }
+  defer { try? server.close() }
+  var on: Int32 = 1
+  setsockopt(server.rawValue, SOL_SOCKET, SO_REUSEADDR, &on, 4)
+  try call("bind") { bind(server.rawValue, $0, $1) }
+  guard listen(server.rawValue, 1) == 0 else { throw LabError("listen: \(Errno(rawValue: errno))") }
+  let near = try cable.sender.namespace.run { try stream() }
+  try call("connect") { connect(near.rawValue, $0, $1) }
+  let far = accept(server.rawValue, nil, nil)
+  guard far >= 0 else { throw LabError("accept: \(Errno(rawValue: errno))") }
+  return (near, FileDescriptor(rawValue: far))
 }
