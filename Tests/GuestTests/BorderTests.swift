@@ -105,14 +105,6 @@ enum Border: String, CaseIterable, CustomTestStringConvertible, Sendable {
 
   var testDescription: String { rawValue }
 
-  /// All of them, or the one that PACKET_TRAITS_CASE names: "qemu/vm mutate" has no time
-  /// for more.
-  static let asked: [Border] = {
-    guard let name = getenv("PACKET_TRAITS_CASE").map({ String(cString: $0) }) else { return allCases }
-    guard let border = Border(rawValue: name) else { fatalError("there is no border '\(name)'") }
-    return [border]
-  }()
-
   /// How the packets look where they come in from outside.
   var incoming: ScriptPackets {
     switch self {
@@ -343,7 +335,7 @@ extension Guest {
       var testDescription: String { rawValue }
     }
 
-    @Test("a copy that comes inside has the keys that cross, the original has all", arguments: Copier.allCases)
+    @Test("a copy that comes inside has the keys that cross, the original has all", arguments: Copier.asked)
     func copy(copier: Copier) throws {
       try Row.with { row in
         let lower = row.cable.receiver.interface
@@ -412,7 +404,7 @@ extension Guest {
     }
 
     @Test(
-      "what a program redirects inside has the keys that cross", arguments: Redirection.allCases,
+      "what a program redirects inside has the keys that cross", arguments: Redirection.asked,
       [Route.ipv4, .ipv6])
     func redirect(redirection: Redirection, route: Route) throws {
       try Row.with { row in

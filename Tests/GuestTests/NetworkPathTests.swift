@@ -257,7 +257,7 @@ extension Guest {
     }
 
     @Test(
-      "a datagram that is put together of fragments with stores has none", arguments: Reassembly.allCases,
+      "a datagram that is put together of fragments with stores has none", arguments: Reassembly.asked,
       [1, 12])
     func reassembly(reassembly: Reassembly, count: Int) throws {
       try VethPair.with { cable in
@@ -347,13 +347,14 @@ extension Guest {
       case udp6 = "UDP over IPv6"
       case raw
       case packet
-      case ring = "packet ring, copies of what is too long for it"
+      /// Copies of what is too long for its frames
+      case ring = "packet ring"
       case tcp = "TCP"
 
       var testDescription: String { rawValue }
     }
 
-    @Test("packets that wait for a socket that asked for nothing hold no memory for traits", arguments: Queue.allCases)
+    @Test("packets that wait for a socket that asked for nothing hold no memory for traits", arguments: Queue.asked)
     func unasked(queue: Queue) throws {
       try VethPair.with { cable in
         let route: Route = queue == .udp6 ? .ipv6 : .ipv4
