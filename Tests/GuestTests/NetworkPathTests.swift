@@ -27,10 +27,10 @@ private struct Line {
     try routing.setParameter("net/ipv4/ip_forward", "1")
     try routing.setParameter("net/ipv6/conf/all/forwarding", "1")
     try sending.ip(lines: [
-      "route add default via \(near.receiver.ipv4)", "-6 route add default via \(near.receiver.ipv6)",
+      "route add default via \(near.receiver.ipv4)", "route add ::/0 via \(near.receiver.ipv6)",
     ])
     try receiving.ip(lines: [
-      "route add default via \(far.sender.ipv4)", "-6 route add default via \(far.sender.ipv6)",
+      "route add default via \(far.sender.ipv4)", "route add ::/0 via \(far.sender.ipv6)",
     ])
     try body(
       Line(sending: sending, routing: routing, receiving: receiving, near: near, far: far))
@@ -160,9 +160,9 @@ extension Guest {
           try tag.program.attach(to: cable.receiver)
           for arguments in [
             "qdisc add dev \(cable.receiver.interface) clsact",
-            // 40 bytes before the network header, as a number without sign
-            "filter add dev \(cable.receiver.interface) ingress matchall action pedit munge offset 4294967256 "
-              + "u32 set 0xdeadbeef",
+            // 40 bytes before the network header
+            "filter add dev \(cable.receiver.interface) ingress matchall action pedit munge offset -40 u32 "
+              + "set 0xdeadbeef",
           ] {
             let outcome = try Command(
               ["tc", "-n", cable.receiver.namespace.name] + arguments.split(separator: " ").map(String.init)
@@ -277,23 +277,66 @@ extension Guest {
           let tag = try ScriptProgram(.ipProtocol(reassembly.route == .ipv4 ? 17 : 44), setting(values))
           try tag.program.attach(to: cable.receiver)
           let inbox = try cable.inbox(reassembly.route, values.map(\.0))
-          let outbox = try cable.outbox(reassembly.route)
+          let route = reassembly.route
           let payload = TagProgram.payload(1, length: 4000)
-          let changes = try Guest.changes {
-            for _ in 0..<5 {
-              try outbox.send(payload, to: try cable.destination(reassembly.route))
-              let arrival = try inbox.arrival(payloadRoom: 5000)
-              #expect(arrival.payload == payload)
-              #expect(arrival.control.isEmpty)
+          let source = try cable.sender.ethernetAddress()
+          let destination = try cable.receiver.ethernetAddress()
+          let from = try bytes(of: route == .ipv6 ? cable.sender.ipv6 : cable.sender.ipv4)
+          let to = try bytes(of: route == .ipv6 ? cable.receiver.ipv6 : cable.receiver.ipv4)
+          let frame = udpFrame(
+            source: source, destination: destination, from: from, to: to, port: Guest.port, payload: payload)
+          for isReversed in [false, true] {
+            let changes = try Guest.changes {
+              for number in 0..<5 {
+                let fragments = fragments(of: frame, each: 1400, number: UInt8(isReversed ? 10 + number : number))
+                #expect(fragments.count == 3)
+                for fragment in isReversed ? fragments.reversed() : fragments {
+                  try cable.sender.namespace.send(frame: fragment, outOf: cable.sender.interface)
+                }
+                let arrival = try inbox.arrival(payloadRoom: 5000)
+                #expect(arrival.payload == payload)
+                #expect(arrival.control.isEmpty)
+              }
             }
+            // The one that comes last takes the place of the first, by a clone, so that two
+            // stores leave the headroom. If it is the first, IPv6 moves its headroom.
+            let evicted: UInt64 = isReversed ? (route == .ipv6 ? 5 : 0) : 10
+            #expect(
+              changes == .only(set: 15, discarded: 15, allocated: evicted, evicted: evicted),
+              "\(isReversed ? "the last one first" : "in order")")
           }
-          // IPv6 moves the headroom of one of the three, whose store leaves it before.
-          #expect(
-            changes
-              == (reassembly.route == .ipv4
-                ? .only(set: 15, discarded: 15) : .only(set: 15, discarded: 15, allocated: 5, evicted: 5)))
           try tag.program.detach()
         }
+      }
+    }
+
+    /// The IP packet of a frame in fragments, each in a frame.
+    private func fragments(of frame: [UInt8], each length: Int, number: UInt8) -> [[UInt8]] {
+      let isNewer = frame[12] == 0x86
+      let start = 14 + (isNewer ? 40 : 20)
+      let body = frame[start...]
+      return stride(from: 0, to: body.count, by: length).map { offset in
+        let part = body.dropFirst(offset).prefix(length)
+        let isLast = offset + length >= body.count
+        var header = Array(frame[..<start])
+        if isNewer {
+          // Payload length, next header; the fragment's header: next header, offset in
+          // bytes with the bit that tells of more, number
+          header.replaceSubrange(18..<21, with: [UInt8((part.count + 8) >> 8), UInt8((part.count + 8) & 0xff), 44])
+          header += [17, 0, UInt8(offset >> 8), UInt8(offset & 0xff) | (isLast ? 0 : 1), 0, 0, 1, number]
+        } else {
+          // Total length, number; offset in units of 8 bytes with the bit that tells of more
+          let total = part.count + 20
+          header.replaceSubrange(16..<18, with: [UInt8(total >> 8), UInt8(total & 0xff)])
+          header.replaceSubrange(18..<20, with: [1, number])
+          header.replaceSubrange(
+            20..<22, with: [UInt8(offset / 8 >> 8) | (isLast ? 0 : 0x20), UInt8(offset / 8 & 0xff)])
+          header.replaceSubrange(24..<26, with: [0, 0])
+          var sum = stride(from: 14, to: 34, by: 2).reduce(0) { $0 + Int(header[$1]) << 8 + Int(header[$1 + 1]) }
+          while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
+          header.replaceSubrange(24..<26, with: [UInt8(~sum >> 8 & 0xff), UInt8(~sum & 0xff)])
+        }
+        return header + part
       }
     }
 
@@ -302,23 +345,27 @@ extension Guest {
     @Test("a tunnel over IPv6 whose packets are too long gives each fragment the traits", arguments: [1, 12])
     func ipv6Fragments(count: Int) throws {
       try Line.with { line in
-        let ends = [(line.routing, line.far.sender, line.far.receiver), (line.receiving, line.far.receiver, line.far.sender)]
-        for (number, (namespace, near, far)) in ends.enumerated() {
-          try namespace.ip(lines: [
-            "l2tp add tunnel tunnel_id \(1 + number) peer_tunnel_id \(2 - number) encap udp local \(near.ipv6) "
-              + "remote \(far.ipv6) udp_sport \(6001 + number) udp_dport \(6002 - number)",
-            "l2tp add session name over tunnel_id \(1 + number) session_id \(1 + number) "
-              + "peer_session_id \(2 - number)",
-            "address add 10.88.0.\(number + 1)/24 dev over", "link set over mtu 1500 up",
-          ])
+        // IPv4 in IPsec over IPv6: what may be fragmented goes through whatever its length.
+        let ends = "src \(line.far.sender.ipv6) dst \(line.far.receiver.ipv6)"
+        let lines = { (direction: String) in
+          [
+            "xfrm state add \(ends) proto esp spi 257 reqid 1 mode tunnel flag af-unspec "
+              + "aead rfc4106(gcm(aes)) 0x" + String(repeating: "5a", count: 20) + " 128",
+            "xfrm policy add src \(line.near.sender.ipv4)/32 dst \(line.far.receiver.ipv4)/32 dir \(direction) "
+              + "tmpl \(ends) proto esp reqid 1 mode tunnel",
+          ]
         }
+        try line.routing.ip(lines: lines("out"))
+        try line.receiving.ip(lines: lines("in"))
         try withValues(count) { values in
           let fragment = try SkbProgram(
             .classifier, port: 0, [.need(values[0].0.rawValue)] + values.map { .get($0.0.rawValue) })
           try fragment.attach(to: line.far.sender, .egress)
           let inbox = try line.receiving.inbox(.ipv4, values.map(\.0))
           let outbox = try line.near.outbox(.ipv4)
-          let destination = try #require(InternetAddress("10.88.0.2", port: Guest.port))
+          // Without "do not fragment".
+          try setOption(outbox, Int32(IPPROTO_IP), IP_MTU_DISCOVER, Int32(IP_PMTUDISC_DONT))
+          let destination = try line.far.destination(.ipv4)
           try awaitPassage(from: outbox, to: destination, inbox)
           let tag = try ScriptProgram(port: Guest.port, setting(values))
           try tag.program.attach(to: line.near.receiver)
