@@ -123,12 +123,18 @@ extension Guest {
         for (number, (namespace, _)) in ends.enumerated() {
           try namespace.ip("link", "add", "over", "type", "wireguard")
           let peer = try key("pubkey", secrets[1 - number]).split(separator: "\n").joined()
+          // It opens a file by its name, which a socket on standard input does not have.
+          let path = FilePath("/tmp/wireguard-key-\(getpid())-\(number)")
+          let file = try FileDescriptor.open(
+            path, .writeOnly, options: [.create, .truncate], permissions: .ownerReadWrite)
+          _ = try file.closeAfter { try file.writeAll(secrets[number].utf8) }
+          defer { unlink(path.string) }
           try namespace.run {
             let arguments = [
-              "wg", "set", "over", "listen-port", "\(5000 + number)", "private-key", "/dev/stdin", "peer", peer,
+              "wg", "set", "over", "listen-port", "\(5000 + number)", "private-key", path.string, "peer", peer,
               "allowed-ips", "0.0.0.0/0,::/0", "endpoint", "\(ends[1 - number].1.ipv4):\(5001 - number)",
             ]
-            let outcome = try Command(arguments, input: secrets[number]).wait()
+            let outcome = try Command(arguments).wait()
             guard outcome.status == 0 else { throw LabError("wg set: \(outcome.errors)") }
           }
           try namespace.ip(lines: [
@@ -268,7 +274,7 @@ extension Guest {
             }
             """
           let outcome = try cable.receiver.namespace.run {
-            try Command(["nft", "-f", "/dev/stdin"], input: rules).wait()
+            try Command(["nft", "-f", "-"], input: rules).wait()
           }
           try #require(outcome.status == 0, "\(outcome.errors)")
         }
@@ -330,7 +336,7 @@ extension Guest {
           header.replaceSubrange(16..<18, with: [UInt8(total >> 8), UInt8(total & 0xff)])
           header.replaceSubrange(18..<20, with: [1, number])
           header.replaceSubrange(
-            20..<22, with: [UInt8(offset / 8 >> 8) | (isLast ? 0 : 0x20), UInt8(offset / 8 & 0xff)])
+            20..<22, with: [UInt8(offset / 8 / 256) | (isLast ? 0 : 0x20), UInt8(offset / 8 & 0xff)])
           header.replaceSubrange(24..<26, with: [0, 0])
           var sum = stride(from: 14, to: 34, by: 2).reduce(0) { $0 + Int(header[$1]) << 8 + Int(header[$1 + 1]) }
           while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
