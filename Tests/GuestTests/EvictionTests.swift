@@ -7,18 +7,6 @@ import SystemPackage
 import Testing
 import TraitRegistry
 
-/// Steps that set values, by key.
-private func setting(_ values: [(TraitID, [UInt8])]) -> [ScriptStep] {
-  values.map { .set($0.rawValue, $1) }
-}
-
-/// A value of 16 bytes for each key.
-private func distinct(_ ids: some Sequence<TraitID>) -> [(TraitID, [UInt8])] {
-  ids.enumerated().map { number, id in
-    (id, (0..<16).map { UInt8(truncatingIfNeeded: number * 16 + $0 + 1) })
-  }
-}
-
 /// What a packet has to which a classifier or a control group's program was the
 /// first to give traits, when it was the program's packet number `run`.
 private func packet(
@@ -33,28 +21,6 @@ private func packet(
     results.steps, of: setting(values), [Int32](repeating: 0, count: values.count),
     sourceLocation: sourceLocation)
   return packet
-}
-
-private func setOption(
-  _ socket: borrowing UDPSocket, _ level: Int32, _ name: Int32, _ value: [UInt8]
-) throws {
-  guard setsockopt(socket.fileDescriptor.rawValue, level, name, value, socklen_t(value.count)) == 0
-  else { throw LabError("option \(name) of level \(level): \(Errno(rawValue: errno))") }
-}
-
-private func setOption(
-  _ socket: borrowing UDPSocket, _ level: Int32, _ name: Int32, _ value: Int32
-) throws {
-  var bytes: [UInt8] = []
-  bytes.append(native: value)
-  try setOption(socket, level, name, bytes)
-}
-
-private func bytes(of address: String) throws -> [UInt8] {
-  var bytes = [UInt8](repeating: 0, count: 16)
-  let family = address.contains(":") ? AF_INET6 : AF_INET
-  guard inet_pton(family, address, &bytes) == 1 else { throw LabError("\(address) is no address") }
-  return Array(bytes.prefix(family == AF_INET6 ? 16 : 4))
 }
 
 extension Guest {
@@ -170,22 +136,6 @@ extension Guest {
           }
         }
       }
-    }
-
-    /// Sends until something arrives: the first ones may wait for a neighbour.
-    private func awaitPassage(
-      from outbox: borrowing UDPSocket, to destination: InternetAddress, _ inbox: borrowing UDPSocket
-    ) throws {
-      try inbox.setReceiveTimeout(.milliseconds(100))
-      for round in 0..<100 {
-        try outbox.send(TagProgram.payload(999), to: destination)
-        guard (try? inbox.arrival()) != nil else { continue }
-        // What waited comes as well.
-        if round > 0 { while (try? inbox.arrival()) != nil {} }
-        try inbox.setReceiveTimeout(.seconds(10))
-        return
-      }
-      throw LabError("no datagram came to \(destination) within 10 seconds")
     }
 
     @Test("a classifier pushes headers, and takes them away again", arguments: Route.allCases, [1, 12])
@@ -682,23 +632,28 @@ extension Guest {
     }
 
     @Test(
-      "a program that sends a packet on without seeing them gives them up", arguments: [Route.ipv4, .ipv6])
-    func sentOnUnseen(route: Route) throws {
+      "a program that sends a packet on without seeing them gives them up", arguments: [Route.ipv4, .ipv6],
+      [true, false])
+    func sentOnUnseen(route: Route, isTransmitted: Bool) throws {
       let namespace = try NetworkNamespace("ring")
       defer { namespace.remove() }
       let cable = try VethPair(from: namespace, to: namespace, network: 1)
+      let second = try VethPair(from: namespace, to: namespace, network: 2)
+      // Back where it came from, or along the second cable
+      let end = isTransmitted ? cable.sender : second.receiver
+      let action = isTransmitted ? ScriptProgram.Action.transmit : .redirect(try second.sender.index())
       try Guest.withKeys([TraitSize](repeating: .bytes16, count: 12)) { ids in
         for count in [1, 12] {
           let values = distinct(ids.prefix(count))
           let classifier = try SkbProgram(.classifier, port: Guest.port, setting(values))
           try classifier.attach(to: cable.sender, .egress)
-          let script = try ScriptProgram(port: Guest.port, [.get(ids[0].rawValue)], then: .transmit)
+          let script = try ScriptProgram(port: Guest.port, [.get(ids[0].rawValue)], then: action)
           try script.program.attach(to: cable.receiver)
           let back = try SkbProgram(.classifier, port: Guest.port, [.get(ids[0].rawValue)])
-          try back.attach(to: cable.sender, .ingress)
+          try back.attach(to: end, .ingress)
           // A driver takes back only from where frames are expected.
           let other = try ScriptProgram(port: Guest.port, [.get(ids[0].rawValue)])
-          try other.program.attach(to: cable.sender)
+          try other.program.attach(to: end)
           let changes = try Guest.changes {
             try send(route, through: cable, TagProgram.payload(6))
             for _ in 0..<500 {
@@ -749,28 +704,6 @@ extension Guest {
     }
 
     // MARK: Memory
-
-    /// How many objects of the caches for extensions are in use.
-    private func extensions() throws -> [Int] {
-      try ["skbuff_traits_cache", "skbuff_ext_cache"].map { cache in
-        let path = "/sys/kernel/slab/\(cache)/"
-        guard try Command.require("cat", path + "aliases") == "0\n" else {
-          throw LabError("\(path): shared with other caches, unless booted with slab_nomerge")
-        }
-        // What a processor keeps at hand is counted as if it were in use.
-        let shrink = open(path + "shrink", O_WRONLY | O_CLOEXEC)
-        guard shrink >= 0 else { throw LabError("\(path)shrink: \(Errno(rawValue: errno))") }
-        defer { close(shrink) }
-        guard write(shrink, "1\n", 2) == 2 else {
-          throw LabError("\(path)shrink: \(Errno(rawValue: errno))")
-        }
-        let text = try Command.require("cat", path + "objects")
-        guard let number = text.split(whereSeparator: \.isWhitespace).first.flatMap({ Int($0) }) else {
-          throw LabError("\(path)objects: \(text)")
-        }
-        return number
-      }
-    }
 
     @Test("no memory is left behind, whatever becomes of a packet", arguments: Route.allCases)
     func memory(route: Route) throws {
@@ -946,57 +879,6 @@ extension Guest {
         for program in [script, classifier] { try program.detach() }
         try program.program.detach()
       }
-    }
-
-    /// Both ends of a TCP connection.
-    private func connection(
-      _ route: Route, along cable: VethPair
-    ) throws -> (near: FileDescriptor, far: FileDescriptor) {
-      let family = route == .ipv6 ? AF_INET6 : AF_INET
-      func stream() throws -> FileDescriptor {
-        let descriptor = socket(family, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
-        guard descriptor >= 0 else { throw LabError("socket: \(Errno(rawValue: errno))") }
-        return FileDescriptor(rawValue: descriptor)
-      }
-      // struct sockaddr_in, struct sockaddr_in6
-      var address: [UInt8] = []
-      address.append(native: UInt16(family))
-      address.append(native: Guest.port.bigEndian)
-      if route == .ipv6 {
-        address += [0, 0, 0, 0] + (try bytes(of: cable.receiver.ipv6)) + [0, 0, 0, 0]
-      } else {
-        address += try bytes(of: cable.receiver.ipv4) + [UInt8](repeating: 0, count: 8)
-      }
-      func call(_ what: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32) throws {
-        let status = address.withUnsafeBytes {
-          body($0.assumingMemoryBound(to: sockaddr.self).baseAddress!, socklen_t($0.count))
-        }
-        guard status == 0 else { throw LabError("\(what): \(Errno(rawValue: errno))") }
-      }
-      let server = try cable.receiver.namespace.run { try stream() }
-      defer { try? server.close() }
-      var on: Int32 = 1
-      setsockopt(server.rawValue, SOL_SOCKET, SO_REUSEADDR, &on, 4)
-      try call("bind") { bind(server.rawValue, $0, $1) }
-      guard listen(server.rawValue, 1) == 0 else { throw LabError("listen: \(Errno(rawValue: errno))") }
-      let near = try cable.sender.namespace.run { try stream() }
-      try call("connect") { connect(near.rawValue, $0, $1) }
-      let far = accept(server.rawValue, nil, nil)
-      guard far >= 0 else { throw LabError("accept: \(Errno(rawValue: errno))") }
-      return (near, FileDescriptor(rawValue: far))
-    }
-
-    /// The number of objects when it does not change any more, or is right.
-    private func settled(_ isRight: ([Int]) -> Bool) throws -> [Int] {
-      var last = try extensions()
-      var isSame = 0
-      for _ in 0..<50 where !isRight(last) && isSame < 5 {
-        usleep(100_000)
-        let next = try extensions()
-        isSame = next == last ? isSame + 1 : 0
-        last = next
-      }
-      return last
     }
   }
 }

@@ -53,12 +53,7 @@ extension Guest {
   static func changes(_ body: () throws -> Void) throws -> TraitStatistics {
     let before = try statistics()
     try body()
-    let after = try statistics()
-    return TraitStatistics(
-      set: after.set - before.set, copied: after.copied - before.copied,
-      discarded: after.discarded - before.discarded, scrubbed: after.scrubbed - before.scrubbed,
-      allocated: after.allocated - before.allocated, evicted: after.evicted - before.evicted,
-      lost: after.lost - before.lost)
+    return try statistics() - before
   }
 
   /// Registers keys for as long as `body` runs, with names of their own.
@@ -98,6 +93,15 @@ extension Guest {
 }
 
 extension TraitStatistics {
+  /// What was counted since.
+  static func - (after: TraitStatistics, before: TraitStatistics) -> TraitStatistics {
+    TraitStatistics(
+      set: after.set - before.set, copied: after.copied - before.copied,
+      discarded: after.discarded - before.discarded, scrubbed: after.scrubbed - before.scrubbed,
+      allocated: after.allocated - before.allocated, evicted: after.evicted - before.evicted,
+      lost: after.lost - before.lost)
+  }
+
   /// What is to be counted; nothing of what is not named.
   static func only(
     set: UInt64 = 0, copied: UInt64 = 0, discarded: UInt64 = 0, scrubbed: UInt64 = 0,
@@ -211,5 +215,147 @@ extension Traits {
 
   mutating func setBytes(_ bytes: [UInt8], for id: TraitID) throws {
     try setBytes(bytes.span.bytes, for: id)
+  }
+}
+
+/// Steps that set values, by key.
+func setting(_ values: [(TraitID, [UInt8])]) -> [ScriptStep] {
+  values.map { .set($0.rawValue, $1) }
+}
+
+/// A value of 16 bytes for each key.
+func distinct(_ ids: some Sequence<TraitID>) -> [(TraitID, [UInt8])] {
+  ids.enumerated().map { number, id in
+    (id, (0..<16).map { UInt8(truncatingIfNeeded: number * 16 + $0 + 1) })
+  }
+}
+
+func setOption(
+  _ socket: borrowing UDPSocket, _ level: Int32, _ name: Int32, _ value: [UInt8]
+) throws {
+  guard setsockopt(socket.fileDescriptor.rawValue, level, name, value, socklen_t(value.count)) == 0
+  else { throw LabError("option \(name) of level \(level): \(Errno(rawValue: errno))") }
+}
+
+func setOption(
+  _ socket: borrowing UDPSocket, _ level: Int32, _ name: Int32, _ value: Int32
+) throws {
+  var bytes: [UInt8] = []
+  bytes.append(native: value)
+  try setOption(socket, level, name, bytes)
+}
+
+func bytes(of address: String) throws -> [UInt8] {
+  var bytes = [UInt8](repeating: 0, count: 16)
+  let family = address.contains(":") ? AF_INET6 : AF_INET
+  guard inet_pton(family, address, &bytes) == 1 else { throw LabError("\(address) is no address") }
+  return Array(bytes.prefix(family == AF_INET6 ? 16 : 4))
+}
+
+/// Sends until something arrives: the first ones may wait for a neighbour.
+func awaitPassage(
+  from outbox: borrowing UDPSocket, to destination: InternetAddress, _ inbox: borrowing UDPSocket
+) throws {
+  try inbox.setReceiveTimeout(.milliseconds(100))
+  for round in 0..<100 {
+    // There may be no way yet at all.
+    _ = try? outbox.send(TagProgram.payload(999), to: destination)
+    guard (try? inbox.arrival()) != nil else { continue }
+    // What waited comes as well.
+    if round > 0 { while (try? inbox.arrival()) != nil {} }
+    try inbox.setReceiveTimeout(.seconds(10))
+    return
+  }
+  throw LabError("no datagram came to \(destination) within 10 seconds")
+}
+
+/// How many objects of the caches for extensions are in use.
+func extensionsInUse() throws -> [Int] {
+  try ["skbuff_traits_cache", "skbuff_ext_cache"].map { cache in
+    let path = "/sys/kernel/slab/\(cache)/"
+    guard try Command.require("cat", path + "aliases") == "0\n" else {
+      throw LabError("\(path): shared with other caches, unless booted with slab_nomerge")
+    }
+    // What a processor keeps at hand is counted as if it were in use.
+    let shrink = open(path + "shrink", O_WRONLY | O_CLOEXEC)
+    guard shrink >= 0 else { throw LabError("\(path)shrink: \(Errno(rawValue: errno))") }
+    defer { close(shrink) }
+    guard write(shrink, "1\n", 2) == 2 else {
+      throw LabError("\(path)shrink: \(Errno(rawValue: errno))")
+    }
+    let text = try Command.require("cat", path + "objects")
+    guard let number = text.split(whereSeparator: \.isWhitespace).first.flatMap({ Int($0) }) else {
+      throw LabError("\(path)objects: \(text)")
+    }
+    return number
+  }
+}
+
+/// How many objects of the caches for extensions are in use when it does not change any more, or is right.
+func settled(_ isRight: ([Int]) -> Bool) throws -> [Int] {
+  var last = try extensionsInUse()
+  var isSame = 0
+  for _ in 0..<50 where !isRight(last) && isSame < 5 {
+    usleep(100_000)
+    let next = try extensionsInUse()
+    isSame = next == last ? isSame + 1 : 0
+    last = next
+  }
+  return last
+}
+
+/// Waits until a program has seen so many packets.
+func awaitRuns(_ program: SkbProgram, _ count: UInt64, orMore: Bool = false) throws {
+  for _ in 0..<500 where try program.results().runs < count { usleep(10_000) }
+  let runs = try program.results().runs
+  guard orMore ? runs >= count : runs == count else { throw LabError("a program saw \(runs) packets, not \(count)") }
+}
+
+/// Both ends of a TCP connection.
+func connection(
+  _ route: Guest.Route, along cable: VethPair
+) throws -> (near: FileDescriptor, far: FileDescriptor) {
+  let family = route == .ipv6 ? AF_INET6 : AF_INET
+  func stream() throws -> FileDescriptor {
+    let descriptor = socket(family, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+    guard descriptor >= 0 else { throw LabError("socket: \(Errno(rawValue: errno))") }
+    return FileDescriptor(rawValue: descriptor)
+  }
+  // struct sockaddr_in, struct sockaddr_in6
+  var address: [UInt8] = []
+  address.append(native: UInt16(family))
+  address.append(native: Guest.port.bigEndian)
+  if route == .ipv6 {
+    address += [0, 0, 0, 0] + (try bytes(of: cable.receiver.ipv6)) + [0, 0, 0, 0]
+  } else {
+    address += try bytes(of: cable.receiver.ipv4) + [UInt8](repeating: 0, count: 8)
+  }
+  func call(_ what: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32) throws {
+    let status = address.withUnsafeBytes {
+      body($0.assumingMemoryBound(to: sockaddr.self).baseAddress!, socklen_t($0.count))
+    }
+    guard status == 0 else { throw LabError("\(what): \(Errno(rawValue: errno))") }
+  }
+  let server = try cable.receiver.namespace.run { try stream() }
+  defer { try? server.close() }
+  var on: Int32 = 1
+  setsockopt(server.rawValue, SOL_SOCKET, SO_REUSEADDR, &on, 4)
+  try call("bind") { bind(server.rawValue, $0, $1) }
+  guard listen(server.rawValue, 1) == 0 else { throw LabError("listen: \(Errno(rawValue: errno))") }
+  let near = try cable.sender.namespace.run { try stream() }
+  try call("connect") { connect(near.rawValue, $0, $1) }
+  let far = accept(server.rawValue, nil, nil)
+  guard far >= 0 else { throw LabError("accept: \(Errno(rawValue: errno))") }
+  return (near, FileDescriptor(rawValue: far))
+}
+
+extension CaseIterable where Self: RawRepresentable, RawValue == String {
+  /// All cases, or the one that PACKET_TRAITS_CASE names if it is among them: "qemu/vm mutate"
+  /// has no time for more.
+  static var asked: [Self] {
+    if let name = getenv("PACKET_TRAITS_CASE"), let named = Self(rawValue: String(cString: name)) {
+      return [named]
+    }
+    return Array(allCases)
   }
 }

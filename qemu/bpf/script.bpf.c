@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Does to a UDP datagram what a test has written down, step by step, and notes
+ * Does to a packet what a test has written down, step by step, and notes
  * what came of each. As the script is read-only, the verifier knows it and
  * follows no other path than the one that is run.
  */
@@ -26,12 +26,40 @@ static __always_inline int read_meta(struct xdp_md *xdp, __u8 *value)
 	return sizeof(*meta);
 }
 
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct bpf_devmap_val);
+} ports SEC(".maps");
+
+static __always_inline int is_wanted(struct xdp_md *xdp)
+{
+	struct ethhdr *ethernet = (void *)(long)xdp->data;
+	void *end = (void *)(long)xdp->data_end;
+	struct ipv6hdr *ip6 = (void *)(ethernet + 1);
+	struct iphdr *ip = (void *)(ethernet + 1);
+	__u32 sequence;
+
+	if (script.kind == SCRIPT_PORT)
+		return is_datagram(xdp, script.port, &sequence);
+	if ((void *)(ethernet + 1) > end)
+		return 0;
+	if (script.kind == SCRIPT_ETHERTYPE)
+		return ethernet->h_proto == bpf_htons(script.port);
+	if (ethernet->h_proto == bpf_htons(ETH_P_IP))
+		return (void *)(ip + 1) <= end && ip->protocol == script.port;
+	if (ethernet->h_proto == bpf_htons(ETH_P_IPV6))
+		return (void *)(ip6 + 1) <= end && ip6->nexthdr == script.port;
+	return 0;
+}
+
 SEC("xdp")
 int script_run(struct xdp_md *xdp)
 {
-	__u32 sequence, i, j;
+	__u32 i, j;
 
-	if (!is_datagram(xdp, script.port, &sequence))
+	if (!is_wanted(xdp))
 		return XDP_PASS;
 
 	for (i = 0; i < SCRIPT_STEPS; i++) {
@@ -69,6 +97,8 @@ int script_run(struct xdp_md *xdp)
 	}
 	__sync_fetch_and_add(&results.runs, 1);
 
+	if (script.interface == SCRIPT_BY_MAP)
+		return bpf_redirect_map(&ports, 0, 0);
 	if (script.interface)
 		return bpf_redirect(script.interface, 0);
 	return script.action;

@@ -23,7 +23,18 @@ enum script_operation {
 	SCRIPT_PUSH_VLAN,
 	SCRIPT_POP_VLAN,
 	SCRIPT_CLONE,
+	SCRIPT_NEED,
 };
+
+/* What a script is for, said by its number */
+enum script_kind {
+	SCRIPT_PORT,		/* UDP or TCP */
+	SCRIPT_ETHERTYPE,
+	SCRIPT_PROTOCOL,	/* behind the IP header */
+};
+
+/* A redirection through the map "ports", not by number */
+#define SCRIPT_BY_MAP	((__u32)-1)
 
 struct script_step {
 	__u32 operation;
@@ -42,10 +53,10 @@ struct script_result {
 
 /* Set before the program is loaded */
 const volatile struct script {
-	__u32 port;		/* destination, in host byte order */
+	__u32 port;		/* destination, or as "kind" says */
 	__u32 action;		/* what the program returns */
 	__u32 interface;	/* where a packet is redirected to, if not 0 */
-	__u32 reserved;
+	__u32 kind;
 	struct script_step steps[SCRIPT_STEPS];
 } script SEC(".rodata.script") = {};
 

@@ -9,6 +9,7 @@
 /* What a type of program may do */
 #define MAY_WRITE	1	/* set and delete */
 #define MAY_CHANGE	2	/* push headers, send clones */
+#define MAY_REDIRECT	4	/* to the other end of a cable */
 
 /* The header of an IPv6 fragment, which follows the packet's */
 #define IPV6_FRAGMENT 44
@@ -63,6 +64,24 @@ static __always_inline int name(context from, __u32 port)		\
 DEFINE_MATCH(is_skb_for, struct __sk_buff *, load_skb)
 DEFINE_MATCH(is_memory_for, const unsigned char *, load_memory)
 
+static __always_inline int is_wanted(struct __sk_buff *skb)
+{
+	__u8 version, protocol;
+
+	if (script.kind == SCRIPT_PORT)
+		return is_skb_for(skb, script.port);
+	if (script.kind == SCRIPT_ETHERTYPE)
+		return skb->protocol == bpf_htons(script.port);
+	if (load_skb(skb, 0, &version, sizeof(version)))
+		return 0;
+	if (version >> 4 == 4)
+		return !load_skb(skb, offsetof(struct iphdr, protocol), &protocol,
+				 sizeof(protocol)) && protocol == script.port;
+	return version >> 4 == 6 &&
+	       !load_skb(skb, offsetof(struct ipv6hdr, nexthdr), &protocol,
+			 sizeof(protocol)) && protocol == script.port;
+}
+
 static __always_inline void note(__u32 i, int status, const __u8 *value)
 {
 	int j;
@@ -100,7 +119,7 @@ static __always_inline void run(struct __sk_buff *skb, int may)
 		for (j = 0; j < 16; j++)
 			value[j] = step->value[j];
 
-		if (operation == SCRIPT_GET)
+		if (operation == SCRIPT_GET || operation == SCRIPT_NEED)
 			status = bpf_skb_trait_get(skb, key, value, size, flags);
 		else if (may & MAY_WRITE && operation == SCRIPT_SET)
 			status = bpf_skb_trait_set(skb, key, value, size, flags);
@@ -117,6 +136,9 @@ static __always_inline void run(struct __sk_buff *skb, int may)
 		else
 			status = -1;
 
+		/* Not one of the packets that the script is for */
+		if (operation == SCRIPT_NEED && status < 0)
+			return;
 		note(i, status, value);
 	}
 	__sync_fetch_and_add(&results.runs, 1);
@@ -126,12 +148,15 @@ static __always_inline void run(struct __sk_buff *skb, int may)
 SEC(section)								\
 int name(struct __sk_buff *skb)						\
 {									\
-	if (is_skb_for(skb, script.port))				\
-		run(skb, may);						\
+	if (!is_wanted(skb))						\
+		return script.action;					\
+	run(skb, may);							\
+	if ((may) & MAY_REDIRECT && script.interface)			\
+		return bpf_redirect_peer(script.interface, 0);		\
 	return script.action;						\
 }
 
-PROGRAM("tc", skb_classifier, MAY_WRITE | MAY_CHANGE)
+PROGRAM("tc", skb_classifier, MAY_WRITE | MAY_CHANGE | MAY_REDIRECT)
 PROGRAM("action", skb_action, MAY_WRITE | MAY_CHANGE)
 PROGRAM("cgroup_skb/ingress", skb_group_ingress, MAY_WRITE)
 PROGRAM("cgroup_skb/egress", skb_group_egress, MAY_WRITE)

@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""mutate.py TREE SITES: puts each of SITES under a switch, in the kernel tree TREE.
+"""mutate.py TREE LIST...: puts each site of the lists under a switch, in the kernel tree TREE.
 
-The kernel then leaves out what the boot parameter traits_mutant=N says, N being the
-number of the site, from 1 on. One build is enough for all of them. Prints one line
-for each: number, name, file, case, separated by tabs.
+The kernel then leaves out what the parameter traits_mutant says, the number of the
+site, from 1 on through all lists: at boot, or as long as it runs what is written to
+/sys/module/kernel/parameters/traits_mutant. One build is enough for all of them. Prints
+one line for each: number, list, name, file, test, separated by tabs.
+
+The sites are looked for in what the tree's HEAD has, and a file is written only if that
+changes it: what was built before is not built again.
 """
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +21,7 @@ DEFINITION = """
 #include <linux/moduleparam.h>
 unsigned int traits_mutant;
 EXPORT_SYMBOL(traits_mutant);
-core_param(traits_mutant, traits_mutant, uint, 0444);
+core_param(traits_mutant, traits_mutant, uint, 0644);
 """
 DEFINED_IN = "net/traits/store.c"
 
@@ -46,20 +51,31 @@ def sites(path):
         yield name.strip(), file.strip(), anchor.lstrip(" ").rstrip(), original, replacement or None, case.strip()
 
 
+def git(tree, *arguments):
+    return subprocess.run(["git", "-C", tree, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def main():
-    tree, path = Path(sys.argv[1]), sys.argv[2]
-    texts = {}
-    for number, (name, file, anchor, original, replacement, case) in enumerate(sites(path), 1):
-        text = texts.get(file) or (tree / file).read_text()
-        begin = text.find("\n" + anchor)
-        at = text.find(original, begin)
-        if begin < 0 or at < 0:
-            sys.exit(f"{path}: {name}: {file} has no '{original if begin >= 0 else anchor}'")
-        texts[file] = text[:at] + switched(number, original, replacement) + text[at + len(original):]
-        print(number, name, file, case, sep="\t")
-    texts.setdefault(DEFINED_IN, (tree / DEFINED_IN).read_text())
+    tree, paths = Path(sys.argv[1]), sys.argv[2:]
+    texts, number = {}, 0
+    for path in paths:
+        for name, file, anchor, original, replacement, case in sites(path):
+            number += 1
+            text = texts.get(file) or git(tree, "show", f"HEAD:{file}")
+            begin = text.find("\n" + anchor)
+            at = text.find(original, begin)
+            if begin < 0 or at < 0:
+                sys.exit(f"{path}: {name}: {file} has no '{original if begin >= 0 else anchor}'")
+            texts[file] = text[:at] + switched(number, original, replacement) + text[at + len(original):]
+            print(number, Path(path).stem, name, file, case, sep="\t")
+    texts.setdefault(DEFINED_IN, git(tree, "show", f"HEAD:{DEFINED_IN}"))
+    for file in git(tree, "diff", "--name-only", "HEAD").split():
+        if file not in texts:
+            git(tree, "checkout", "-q", "HEAD", "--", file)
     for file, text in texts.items():
-        (tree / file).write_text(DECLARATION + text + (DEFINITION if file == DEFINED_IN else ""))
+        text = DECLARATION + text + (DEFINITION if file == DEFINED_IN else "")
+        if (tree / file).read_text() != text:
+            (tree / file).write_text(text)
 
 
 if __name__ == "__main__":

@@ -42,12 +42,13 @@ fragments_of() {
 		echo "$CONFIG_DIRECTORY/$name.config"
 	done
 	case $1 in
-	patched | patched-*) echo "$CONFIG_DIRECTORY/traits.config" ;;
+	patched | patched-* | mutated-guest) echo "$CONFIG_DIRECTORY/traits.config" ;;
 	# Also what KUnit compiles, and what the guest has no use for; early patches of a
 	# series do not know all of it
 	check) printf '%s\n' "$CONFIG_DIRECTORY"/{traits,kunit,touched}.config ;;
 	esac
-	[[ $1 != *-* ]] || echo "$CONFIG_DIRECTORY/${1#*-}.config"
+	# The guest that "mutate" boots has no checks of its own
+	[[ $1 != *-* || $1 = mutated-guest ]] || echo "$CONFIG_DIRECTORY/${1#*-}.config"
 }
 
 # unmet_symbols CONFIG FRAGMENTS...: what was asked for and did not end up so

@@ -9,6 +9,8 @@ PACKAGES=(
 	jq python3 python3-venv
 	# the machine that boots; the guest shares the host's user space
 	file iproute2 kmod procps qemu-system-x86
+	# what the guest's tests set up with tools of their own
+	ethtool nftables wireguard-tools
 	# the Swift package and the BPF programs
 	libbpf-dev libmnl-dev linux-libc-dev pkg-config
 	# the harness's own tests

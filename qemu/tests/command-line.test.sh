@@ -101,7 +101,7 @@ test_unknown_words_are_usage_errors_and_are_named() {
 	vm dance
 	ends 64
 	says "'dance'"
-	for command in demo test shell fetch build boot bench 'bench store' 'bench unused' 'patch apply' 'patch export' 'patch check' patch; do
+	for command in demo test shell fetch build boot mutate bench 'bench store' 'bench unused' 'patch apply' 'patch export' 'patch check' patch; do
 		# shellcheck disable=SC2086
 		vm $command --wrong
 		ends 64

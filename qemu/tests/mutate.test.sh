@@ -31,6 +31,8 @@ a_kernel_with_cases() {
 		echo '# name | file | anchor | change | case'
 		sed 's/$/ | net\/core\/dev.c | int device_one(void) | return 2; | second/'
 	} >"$CLONE/qemu/mutations/kunit.sites"
+	# The guest's are another matter, see below
+	: >"$CLONE/qemu/mutations/guest.sites"
 }
 
 test_every_site_has_to_be_found_by_the_case_that_is_named() {
@@ -93,7 +95,7 @@ test_each_site_is_under_a_switch_of_its_own() {
 	printf 'gone | net/core/dev.c | int device_one(void) | return 7; | second\n' >"$CLONE/qemu/mutations/kunit.sites"
 	vm mutate
 	ends 1
-	says "gone: net/core/dev.c has no 'return 7;'" 'does not fit the series'
+	says "gone: net/core/dev.c has no 'return 7;'" 'do not fit the series'
 }
 
 test_switches_are_not_in_the_way_of_another_series() {
@@ -108,4 +110,73 @@ test_switches_are_not_in_the_way_of_another_series() {
 	vm mutate
 	ends 0
 	grep -q 'if (traits_mutant != 1) return 2; /. two ./' "$WORK/dev.built"
+}
+
+# a_guest_with_tests: a guest for whose kernel mutant N ends as "$WORK/mutant.N" says, the
+# status of the test, or "dies", or as all is well; and a bundle that the sites' tests are in
+a_guest_with_tests() {
+	local vng=$CACHE/virtme-ng-1.42/bin/vng
+	a_kernel_with_cases <<<'a guard of KUnit'
+	sed 's/$/ | net\/core\/dev.c | int device_one(void) | return 2; | Suite\/test : one case/' >"$CLONE/qemu/mutations/guest.sites"
+	mkdir -p "$(dirname "$vng")" "$CLONE/.build/debug"
+	touch "$CACHE/virtme-ng-1.42.ready" "$CLONE/.build/debug/packet-traitsPackageTests.xctest"
+	echo "$(cat /proc/sys/kernel/random/boot_id) fails" >"$CACHE/kvm"
+	cat >"$vng" <<-'VNG'
+	#!/bin/bash
+	while [ $# -gt 0 ]; do [ "$1" != --rwdir ] || results=$2; shift; done
+	echo boot >>"$WORK/boots"
+	while IFS=$'\t' read -r number test part; do
+		echo "$number $test $part" >>"$WORK/runs"
+		outcome=$(cat "$WORK/mutant.$number" 2>/dev/null || echo 0)
+		[ "$outcome" != dies ] || exit 0
+		echo '? Test "a test" started.' >"$results/$number.log"
+		echo "$outcome" >"$results/$number.status"
+	done <"$results/todo"
+	echo 0 >"$results/status"
+	VNG
+	chmod +x "$vng"
+	echo '// swift-tools-version: 6.2' >"$CLONE/Package.swift"
+	replace swift <<<'echo "Swift version 6.2"'
+	replace clang <<<'while [ $# -gt 0 ]; do [ "$1" != -o ] || touch "$2"; shift; done'
+}
+
+test_a_guest_goes_through_its_sites_and_another_one_on_behind_one_that_dies() {
+	a_guest_with_tests <<<$'first guard\nsecond guard\nthird guard\nfourth guard'
+	# The list of KUnit has number 1
+	echo 1 >"$WORK/mutant.2"
+	echo dies >"$WORK/mutant.3"
+	echo 124 >"$WORK/mutant.4"
+	echo 1 >"$WORK/mutant.5"
+	vm mutate --only guest
+	ends 0
+	says '4 of 4 found, 0 not'
+	same "$(printf '%s\t%s\tnet/core/dev.c\tSuite/test : one case\n' failed 'first guard' crashed 'second guard' \
+		hung 'third guard' failed 'fourth guard')" "$(cat "$CLONE/.build-vm/results/mutations/table.tsv")"
+	same "$(printf '%s\n' '0 Suite/test ' '2 Suite/test one case' '3 Suite/test one case' '4 Suite/test one case' \
+		'5 Suite/test one case')" "$(cat "$WORK/runs")"
+}
+
+test_a_site_that_no_guest_test_finds_is_told() {
+	a_guest_with_tests <<<'superfluous guard'
+	vm mutate --only guest
+	ends 1
+	says 'NOT FOUND superfluous guard (net/core/dev.c): Suite/test : one case: passed'
+}
+
+test_guest_tests_that_fail_with_nothing_left_out_prove_nothing() {
+	a_guest_with_tests <<<'one guard'
+	echo 1 >"$WORK/mutant.0"
+	vm mutate --only guest
+	ends 1
+	says 'tests fail with nothing left out'
+}
+
+test_there_are_two_lists() {
+	a_kernel_with_cases <<<'one guard'
+	vm mutate --only other
+	ends 64
+	says "kunit or guest, not 'other'"
+	vm mutate --some
+	ends 64
+	says "what is '--some'?"
 }

@@ -37,10 +37,12 @@ int lab_open_tap(void)
 	return tap < 0 ? -errno : tap;
 }
 
-int lab_send_frame(unsigned int interface, const void *frame, size_t length)
+int lab_send_frame(unsigned int interface, unsigned short protocol,
+		   const void *frame, size_t length)
 {
 	struct sockaddr_ll to = {
 		.sll_family = AF_PACKET,
+		.sll_protocol = htons(protocol),
 		.sll_ifindex = interface,
 	};
 	/* Of no protocol: it receives nothing, and is no tap */

@@ -18,9 +18,11 @@ extension NetworkNamespace {
   }
 
   /// Sends a frame, from its Ethernet header on, out of an interface.
-  public func send(frame: [UInt8], outOf interface: String) throws {
+  ///
+  /// - Parameter type: What the Ethernet header would say, if the frame has none.
+  public func send(frame: [UInt8], outOf interface: String, type: UInt16 = 0) throws {
     try run {
-      let error = lab_send_frame(if_nametoindex(interface), frame, frame.count)
+      let error = lab_send_frame(if_nametoindex(interface), type, frame, frame.count)
       guard error == 0 else {
         throw LabError("\(interface) cannot send a frame: \(String(cString: strerror(error)))")
       }

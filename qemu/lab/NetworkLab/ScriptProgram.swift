@@ -3,6 +3,33 @@
 internal import CLibBPF
 public import PacketTraits
 
+/// The packets that a script is for.
+public enum ScriptPackets: Sendable {
+  /// UDP datagrams for a port; in programs that have an sk_buff also TCP, and for
+  /// port 0 fragments.
+  case port(UInt16)
+  /// Frames of this type.
+  case ethertype(UInt16)
+  /// IP packets whose header is followed by this protocol.
+  case ipProtocol(UInt8)
+
+  var number: UInt32 {
+    switch self {
+    case .port(let port): UInt32(port)
+    case .ethertype(let type): UInt32(type)
+    case .ipProtocol(let number): UInt32(number)
+    }
+  }
+
+  var kind: UInt32 {
+    switch self {
+    case .port: 0
+    case .ethertype: 1
+    case .ipProtocol: 2
+    }
+  }
+}
+
 /// One step of a script, and what the kernel's function is called with.
 public struct ScriptStep: Sendable {
   /// What is done; the numbers are those of `script.h`.
@@ -76,13 +103,19 @@ public struct ScriptStep: Sendable {
     ScriptStep(operation: .clone, delta: Int32(interface))
   }
 
+  /// Reads a trait of 16 bytes at most. A packet that does not have it is none of those that
+  /// the script is for: the results do not tell of it.
+  public static func need(_ key: UInt32) -> ScriptStep {
+    ScriptStep(operation: 11, key: key, size: 16)
+  }
+
   /// The content of the read-only map.
   static func constants(
-    port: UInt16, action: UInt32, interface: UInt32, _ steps: [ScriptStep]
+    _ packets: ScriptPackets, action: UInt32, interface: UInt32, _ steps: [ScriptStep]
   ) -> [UInt8] {
     precondition(steps.count <= maximumCount, "a script has at most \(maximumCount) steps")
     var constants: [UInt8] = []
-    for number in [UInt32(port), action, interface, 0] { constants.append(native: number) }
+    for number in [packets.number, action, interface, packets.kind] { constants.append(native: number) }
     for step in steps {
       constants.append(native: step.operation.rawValue)
       constants.append(native: step.key)
@@ -120,8 +153,7 @@ public struct ScriptResults: Hashable, Sendable {
   }
 }
 
-/// `script.bpf.c`: does to UDP datagrams what is written down here, step by
-/// step, in XDP.
+/// `script.bpf.c`: does to packets what is written down here, step by step, in XDP.
 public struct ScriptProgram {
   public typealias Step = ScriptStep
   public typealias Result = ScriptResults.Step
@@ -134,23 +166,38 @@ public struct ScriptProgram {
     case transmit
     /// It goes out of another interface, by its number.
     case redirect(UInt32)
+    /// It goes out of another interface, which may be of another namespace.
+    case redirectByMap(VethPair.End)
   }
 
   public let program: XDPProgram
   private let count: Int
 
   public init(port: UInt16, _ steps: [Step], then action: Action = .pass) throws {
+    try self.init(.port(port), steps, then: action)
+  }
+
+  public init(_ packets: ScriptPackets, _ steps: [Step], then action: Action = .pass) throws {
     let (code, interface) =
       switch action {
       case .pass: (XDP_PASS.rawValue, UInt32(0))
       case .transmit: (XDP_TX.rawValue, UInt32(0))
       case .redirect(let interface): (XDP_REDIRECT.rawValue, interface)
+      case .redirectByMap: (XDP_REDIRECT.rawValue, .max)
       }
     program = try XDPProgram(
       "script",
-      constants: ScriptStep.constants(port: port, action: code, interface: interface, steps),
+      constants: ScriptStep.constants(packets, action: code, interface: interface, steps),
       map: ".rodata.script")
     count = steps.count
+    if case .redirectByMap(let end) = action {
+      var entry = bpf_devmap_val()
+      entry.ifindex = try end.index()
+      entry.bpf_prog.fd = -1
+      let value = withUnsafeBytes(of: entry) { Array($0) }
+      // The number means an interface of the namespace where it is said.
+      try end.namespace.run { try program.update("ports", key: 0, value: value) }
+    }
   }
 
   /// How many datagrams came so far, and what came of each step at the last.

@@ -5,7 +5,7 @@ internal import Glibc
 internal import Synchronization
 public import SystemPackage
 
-/// `skb.bpf.c`: does to UDP datagrams what is written down here, step by step,
+/// `skb.bpf.c`: does to packets what is written down here, step by step,
 /// in programs that have an sk_buff.
 public final class SkbProgram: BPFProgram {
   /// What type of program, and for the last ones where it runs.
@@ -48,11 +48,20 @@ public final class SkbProgram: BPFProgram {
 
   private let count: Int
 
-  public init(_ kind: Kind, port: UInt16, _ steps: [ScriptStep]) throws {
+  public convenience init(_ kind: Kind, port: UInt16, _ steps: [ScriptStep]) throws {
+    try self.init(kind, .port(port), steps)
+  }
+
+  /// - Parameter cable: One end of a cable, for a classifier on the way in: the packet then
+  ///   arrives at the other end, as if it had come along the cable.
+  public init(
+    _ kind: Kind, _ packets: ScriptPackets, _ steps: [ScriptStep], through cable: VethPair.End? = nil
+  ) throws {
     count = steps.count
     try super.init(
       "skb", function: "skb_\(kind.rawValue)",
-      constants: ScriptStep.constants(port: port, action: kind.pass, interface: 0, steps),
+      constants: ScriptStep.constants(
+        packets, action: kind.pass, interface: try cable?.index() ?? 0, steps),
       map: ".rodata.script")
   }
 

@@ -32,8 +32,10 @@ int lab_keep_thread_capabilities(unsigned long long capabilities);
 int lab_open_tap(void);
 
 /* Hands a frame, from its Ethernet header on, to an interface of this network
- * namespace as if the machine itself had sent it. 0 or an errno value
+ * namespace as if the machine itself had sent it. The protocol is what an Ethernet header
+ * would say; 0 if there is one. 0 or an errno value
  */
-int lab_send_frame(unsigned int interface, const void *frame, size_t length);
+int lab_send_frame(unsigned int interface, unsigned short protocol,
+		   const void *frame, size_t length);
 
 #endif /* CNETWORKLAB_H */
