@@ -46,8 +46,8 @@ struct ctraits_mmsghdr {
 	uint32_t length;
 };
 
-/* recvmmsg(2), for which the first message alone is waited; the number of
- * messages, or -1 and errno
+/* recvmmsg(2), waiting for the first message and for no other (MSG_WAITFORONE);
+ * the number of messages, or -1 and errno
  */
 int ctraits_recvmmsg(int socket, struct ctraits_mmsghdr *messages, unsigned int count, int flags);
 
