@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 
 size_t ctraits_cmsg_align(size_t length)
@@ -65,6 +66,11 @@ int ctraits_epoll_wait(int epoll, uint64_t *tokens, int count)
 	for (i = 0; i < got; i++)
 		tokens[i] = events[i].data.u64;
 	return got;
+}
+
+void ctraits_name_thread(const char *name)
+{
+	prctl(PR_SET_NAME, name);
 }
 
 /* The layout that the Swift sources take for granted */

@@ -78,4 +78,7 @@ int ctraits_epoll_forget(int epoll, int socket);
  */
 int ctraits_epoll_wait(int epoll, uint64_t *tokens, int count);
 
+/* prctl(PR_SET_NAME): names this thread, by at most 15 characters */
+void ctraits_name_thread(const char *name);
+
 #endif /* CTRAITS_H */
