@@ -31,7 +31,7 @@ struct TraitctlTests {
         ["send"],
         [
           "--address", "--port", "--trait <name=value>", "--sticky", "--count", "--interval", "--json",
-          "32 hexadecimal digits",
+          "after 0x",
         ]
       ),
     ] as [([String], [String])])
