@@ -76,7 +76,10 @@ struct Send: ParsableCommand {
         keyNames[key.id] = key.name
       }
 
-      guard let destination = InternetAddress(address, port: port) else { return }
+      guard let destination = InternetAddress(address, port: port) else {
+        // The interface that it names is gone since it was looked at.
+        throw TraitError(.invalidArgument, "\(address) is no address any more")
+      }
       let socket = try UDPSocket(destination.family)
       if sticky { try socket.setSentTraits(values) }
       let payload = Array(text.utf8)

@@ -80,7 +80,9 @@ private let corpus: [(name: String, bytes: [UInt8], error: TraitError.Code?, key
   let other = controlMessage(level: 0, type: 8, [UInt8](repeating: 7, count: 12))
   let odd = controlMessage(level: 41, type: 67, [9])
   func many(_ count: Int, _ length: UInt16) -> [UInt8] {
-    (0..<count).flatMap { record(key: UInt32($0), length: length, [UInt8](repeating: 0xff, count: Int(length))) }
+    (0..<count).flatMap {
+      record(key: UInt32($0), length: length, [UInt8](repeating: 0xff, count: Int(length)))
+    }
   }
   return [
     ("nothing", [], nil, 0),
@@ -121,8 +123,14 @@ private let corpus: [(name: String, bytes: [UInt8], error: TraitError.Code?, key
     ("a value of 2 bytes", controlMessage(record(key: 5, length: 2, [1, 1])), .malformedRecords, 0),
     ("a value of 17 bytes", controlMessage(record(key: 5, length: 17, [1])), .malformedRecords, 0),
     ("flags", controlMessage(record(key: 5, length: 4, flags: 0x8000, [1])), .malformedRecords, 0),
-    ("behind a value", controlMessage(record(key: 5, length: 8, [UInt8](repeating: 1, count: 9))), .malformedRecords, 0),
-    ("the last byte of all", controlMessage(record(key: 5, length: 4, [UInt8](repeating: 0, count: 15) + [1])), .malformedRecords, 0),
+    (
+      "behind a value", controlMessage(record(key: 5, length: 8, [UInt8](repeating: 1, count: 9))),
+      .malformedRecords, 0
+    ),
+    (
+      "the last byte of all",
+      controlMessage(record(key: 5, length: 4, [UInt8](repeating: 0, count: 15) + [1])), .malformedRecords, 0
+    ),
   ]
 }()
 
@@ -165,7 +173,8 @@ struct ControlMessageFuzzTests {
       if reference.error == nil && !reference.values.isEmpty { traitsFound += 1 }
       // What leads somewhere new is kept, and made more of.
       let place = [
-        reference.error.map { ["malformedControlData", "malformedRecords"].firstIndex(of: "\($0)") ?? 2 } ?? 3,
+        reference.error.map { ["malformedControlData", "malformedRecords"].firstIndex(of: "\($0)") ?? 2 }
+          ?? 3,
         min(reference.messages.count, 6), min(reference.values.count, 50),
         (reference.messages.last?.data.count ?? 0) % 8, reference.isWellFormed ? 1 : 0,
       ]
@@ -194,7 +203,8 @@ struct ControlMessageFuzzTests {
       return start..<start + place(min(bytes.count - start, 64) + 1)
     }
     switch Int.random(in: 0..<13, using: &generator) {
-    case 0 where !bytes.isEmpty: bytes[place(bytes.count)] = UInt8.random(in: .min ... .max, using: &generator)
+    case 0 where !bytes.isEmpty:
+      bytes[place(bytes.count)] = UInt8.random(in: .min ... .max, using: &generator)
     case 1 where !bytes.isEmpty: bytes[place(bytes.count)] ^= 1 << UInt8(place(8))
     case 2, 3:
       // A number that somebody may have counted on, where one may be.
@@ -225,7 +235,8 @@ struct ControlMessageFuzzTests {
       bytes.insert(contentsOf: controlMessage(records), at: place(bytes.count / 8 + 1) * 8)
     default:
       let other = inputs.randomElement(using: &generator) ?? []
-      bytes = Array(bytes.prefix(place(bytes.count + 1) / 8 * 8)) + other.dropFirst(place(other.count + 1) / 8 * 8)
+      bytes =
+        Array(bytes.prefix(place(bytes.count + 1) / 8 * 8)) + other.dropFirst(place(other.count + 1) / 8 * 8)
     }
   }
 

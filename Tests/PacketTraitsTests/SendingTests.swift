@@ -165,7 +165,8 @@ struct SendingTests {
   }
 
   @Test(
-    "of traits is refused where the kernel has none", .disabled(if: isSupported, "this kernel has packet traits"),
+    "of traits is refused where the kernel has none",
+    .disabled(if: isSupported, "this kernel has packet traits"),
     arguments: families)
   func unsupported(family: InternetAddress.Family) throws {
     let inbox = try loopbackSocket(family)
@@ -275,7 +276,8 @@ struct ControlDataTests {
     let traits = try someTraits()
     control.append(traits)
     #expect(!control.isEmpty)
-    #expect(control.bytes.count == ctraits_cmsg_space(length) + ctraits_cmsg_space(2) + ctraits_cmsg_space(72))
+    #expect(
+      control.bytes.count == ctraits_cmsg_space(length) + ctraits_cmsg_space(2) + ctraits_cmsg_space(72))
 
     let messages = try ControlMessage.all(in: control.bytes.span.bytes)
     #expect(messages.map(\.level) == [.socket, .ipv6, .traits])
@@ -289,7 +291,8 @@ struct ControlDataTests {
     let padding = [UInt8](repeating: 0, count: ctraits_cmsg_space(length) - ctraits_cmsg_len(length))
     #expect(
       Array(control.bytes.prefix(ctraits_cmsg_space(length)))
-        == Array(controlMessage(level: SOL_SOCKET, type: -5, first).prefix(ctraits_cmsg_len(length))) + padding)
+        == Array(controlMessage(level: SOL_SOCKET, type: -5, first).prefix(ctraits_cmsg_len(length)))
+        + padding)
   }
 
   @Test("of traits alone is the same without memory of its own", arguments: [0, 1, 2, 11, 42, 43, 48])
@@ -343,7 +346,9 @@ struct BatchTests {
         #expect(
           batch.payload(at: index) == [UInt8](repeating: UInt8(number), count: min(number * 10, 45)))
         let lives = try batch.withControl(at: index) { control in
-          try ControlMessage.all(in: control).map { control.extracting($0.dataRange).array.native(0, as: Int32.self) }
+          try ControlMessage.all(in: control).map {
+            control.extracting($0.dataRange).array.native(0, as: Int32.self)
+          }
         }
         #expect(lives == [Int32(number + 20)])
         number += 1
