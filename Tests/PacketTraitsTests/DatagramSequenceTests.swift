@@ -96,6 +96,13 @@ struct DatagramSequenceTests {
       #expect(isOver)
       #expect(staysOver)
     }
+    // Cancelled just before it waits, when there is nobody any more to wake it.
+    let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor)
+    let late = Task {
+      withUnsafeCurrentTask { $0?.cancel() }
+      try await readiness.wait()
+    }
+    try await late.value
     // What came meanwhile is there for who asks next.
     try send([1], to: try inbox.localAddress())
     let cancelled = Task {
@@ -183,6 +190,38 @@ struct DatagramSequenceTests {
       try await group.waitForAll()
     }
     #expect(received.all.sorted() == Array(0..<total))
+  }
+
+  @Test("tell who waits of what another task has received with its own")
+  func leftOver() async throws {
+    let inbox = try loopbackSocket()
+    let destination = try inbox.localAddress()
+    let outbox = try UDPSocket(.ipv4)
+    let sequence = try inbox.datagrams()
+    let both = [1, 2] as [UInt8]
+    for round in 0..<200 {
+      let received = Notes()
+      let other = Task {
+        received.add(0)
+        var iterator = sequence.makeAsyncIterator()
+        if let datagram = try await iterator.next() { received.add(Int(datagram.payload[0])) }
+      }
+      try await until { received.count == 1 }
+      try await Task.sleep(for: .milliseconds(1))
+      // Two come, and are taken before the other task can be told of them: then
+      // its wait is for a socket that has nothing any more.
+      for payload in [both[...0], both[1...]] {
+        let bytes = Array(payload)
+        try outbox.send(bytes.span.bytes, to: destination)
+      }
+      var iterator = sequence.makeAsyncIterator()
+      let own = try #require(try await iterator.next()).payload[0]
+      for _ in 0..<5000 where received.count < 2 { try await Task.sleep(for: .milliseconds(1)) }
+      other.cancel()
+      try await other.value
+      try #require(received.count == 2, "round \(round): it was not told")
+      #expect(Set(received.all.dropFirst() + [Int(own)]) == [1, 2])
+    }
   }
 
   @Test("throw an error of the socket, and go on for who iterates anew", arguments: families)
