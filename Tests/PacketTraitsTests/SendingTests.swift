@@ -393,6 +393,7 @@ struct BatchTests {
     } during: { _ in
       let count = try inbox.receive(into: &batch)
       #expect(count >= 1)
+      #expect(count < 100, "it waited until the batch was full")
       #expect(batch.payload(at: 0) == [1, 2, 3])
     }
   }
