@@ -19,7 +19,7 @@ struct Traitctl: ParsableCommand {
       failure, 64 if the arguments are wrong, 69 if this kernel has no packet \
       traits.
       """,
-    subcommands: [Keys.self, Listen.self])
+    subcommands: [Keys.self, Listen.self, Send.self])
 
   static func main() {
     // A pipe that nobody reads is then an error of writing, which
