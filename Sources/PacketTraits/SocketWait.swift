@@ -3,6 +3,9 @@
 internal import Glibc
 internal import SystemPackage
 
+/// `POLLRDHUP` of poll(2), which Glibc shows to C with `_GNU_SOURCE` only.
+private let readHangup: Int32 = 0x2000
+
 /// A system call on a socket that may wait, whether signals come or not.
 ///
 /// To make an interrupted call again is not enough where the socket has a
@@ -24,8 +27,8 @@ struct SocketWait {
     _ descriptor: FileDescriptor, isAllowed: Bool, retryOnInterrupt: Bool
   ) -> SocketWait {
     SocketWait(
-      descriptor: descriptor, option: SO_RCVTIMEO, events: POLLIN, isAllowed: isAllowed,
-      retryOnInterrupt: retryOnInterrupt)
+      descriptor: descriptor, option: SO_RCVTIMEO, events: POLLIN | readHangup,
+      isAllowed: isAllowed, retryOnInterrupt: retryOnInterrupt)
   }
 
   static func toSend(
@@ -50,9 +53,14 @@ struct SocketWait {
   /// Makes the call until it has an outcome, or the time-out is over, counted
   /// from when this value was made.
   ///
+  /// poll(2) may say that there is something where the call finds nothing:
+  /// another reader was quicker, or an error queue waits for somebody who reads
+  /// it. As that may go on, the next look is put off more and more.
+  ///
   /// - Parameter body: The call, with flags to add; below 0 means `errno`.
   func call(_ body: (_ flags: Int32) -> Int) -> Result<Int, Errno> {
     var flags: Int32 = 0
+    var pause: Int32 = 1
     while true {
       let count = body(flags)
       if count >= 0 { return .success(count) }
@@ -62,9 +70,19 @@ struct SocketWait {
         return .failure(error)
       }
       guard retryOnInterrupt else { return .failure(error) }
-      guard isAllowed, let timeout else { continue }
-      guard waitUntilReady(start + timeout) else { return .failure(.wouldBlock) }
-      flags = Int32(MSG_DONTWAIT)
+      guard isAllowed, let timeout else {
+        // The time-out may have been taken off meanwhile.
+        flags = 0
+        continue
+      }
+      if error == .wouldBlock {
+        // In milliseconds. A signal only makes it shorter.
+        poll(nil, 0, pause)
+        pause = min(pause * 2, 50)
+      }
+      guard let found = waitUntilReady(start + timeout) else { return .failure(.wouldBlock) }
+      // Where nothing can come any more, a call that may wait says so at once.
+      flags = found & (POLLHUP | readHangup) == 0 ? Int32(MSG_DONTWAIT) : 0
     }
   }
 
@@ -79,17 +97,20 @@ struct SocketWait {
     return timeout == .zero ? nil : timeout
   }
 
-  /// - Returns: Whether there is something to be called for, an error included.
-  private func waitUntilReady(_ end: SuspendingClock.Instant) -> Bool {
+  /// - Returns: What there is to be called for, an error included, as poll(2) has
+  ///   it; nil if the time is over.
+  private func waitUntilReady(_ end: SuspendingClock.Instant) -> Int32? {
     while true {
       let left = end - SuspendingClock.now
-      guard left > .zero else { return false }
+      guard left > .zero else { return nil }
       // Rounded up, so as not to ask many times within the last millisecond.
       let (seconds, attoseconds) = left.components
       let milliseconds = min(seconds, 1_000_000) * 1000 + attoseconds / 1_000_000_000_000_000 + 1
       var waiting = pollfd(fd: descriptor.rawValue, events: Int16(events), revents: 0)
       let count = poll(&waiting, 1, Int32(milliseconds))
-      if count > 0 || (count < 0 && errno != EINTR) { return true }
+      if count > 0 { return Int32(waiting.revents) }
+      // Whatever it is, the call has it too.
+      if count < 0 && errno != EINTR { return 0 }
     }
   }
 }

@@ -350,6 +350,8 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   - payload: Where the payload goes. What does not fit is lost, which the
   ///     result tells.
   ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
+  /// - Returns: What came. When the socket was shut down for receiving
+  ///   (shutdown(2)), an empty datagram without a source.
   /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the
   ///   time-out of ``setReceiveTimeout(_:)``, or at all without waiting;
   ///   ``TraitError/Code/systemCall`` with another error of recv(2);

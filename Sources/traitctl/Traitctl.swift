@@ -16,7 +16,7 @@ struct Traitctl: ParsableCommand {
       name, once for the whole machine.
 
       Exit status: 0 if all went well or nobody reads the output any more, 1 on \
-      failure, 64 if the arguments are wrong, 69 if this kernel has no packet \
+      failure, 64 if the arguments are wrong in form, 69 if this kernel has no packet \
       traits.
       """,
     subcommands: [Keys.self, Listen.self, Send.self])

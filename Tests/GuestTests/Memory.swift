@@ -155,7 +155,7 @@ struct PacketModel {
     for (number, (step, result)) in zip(steps, results).enumerated() {
       let status = take(step, right[number], isRefused: result.status == -ENOMEM)
       #expect(result.status == status, "step \(number)", sourceLocation: sourceLocation)
-      if step.operation == .get, status > 0 {
+      if step.operation == .get || step.operation == .need, status > 0 {
         #expect(
           Array(result.value.prefix(Int(status))) == values[step.key], "step \(number)",
           sourceLocation: sourceLocation)
@@ -171,7 +171,7 @@ struct PacketModel {
   ///   - isRefused: Whether it said that memory is lacking.
   private mutating func take(_ step: ScriptStep, _ right: Int32, isRefused: Bool) -> Int32 {
     switch step.operation {
-    case .get where right != -EINVAL:
+    case .get where right != -EINVAL, .need where right != -EINVAL:
       guard let value = values[step.key] else { return -ENOENT }
       return value.count <= Int(step.size) ? Int32(value.count) : -ENOSPC
 

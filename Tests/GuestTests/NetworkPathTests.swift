@@ -305,8 +305,8 @@ extension Guest {
               }
             }
             // The one that comes last takes the place of the first, by a clone, so that two
-            // stores leave the headroom. If it is the first, IPv6 moves its headroom.
-            let evicted: UInt64 = isReversed ? (route == .ipv6 ? 5 : 0) : 10
+            // stores leave the headroom.
+            let evicted: UInt64 = isReversed ? 0 : 10
             #expect(
               changes == .only(set: 15, discarded: 15, allocated: evicted, evicted: evicted),
               "\(isReversed ? "the last one first" : "in order")")

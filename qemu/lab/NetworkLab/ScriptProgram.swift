@@ -35,7 +35,7 @@ public struct ScriptStep: Sendable {
   /// What is done; the numbers are those of `script.h`.
   public enum Operation: UInt32, Sendable {
     case set = 1
-    case get, delete, adjustHead, adjustMeta, writeMeta, readMeta, pushVLAN, popVLAN, clone
+    case get, delete, adjustHead, adjustMeta, writeMeta, readMeta, pushVLAN, popVLAN, clone, need
   }
 
   public let operation: Operation
@@ -106,7 +106,7 @@ public struct ScriptStep: Sendable {
   /// Reads a trait of 16 bytes at most. A packet that does not have it is none of those that
   /// the script is for: the results do not tell of it.
   public static func need(_ key: UInt32) -> ScriptStep {
-    ScriptStep(operation: 11, key: key, size: 16)
+    ScriptStep(operation: .need, key: key, size: 16)
   }
 
   /// The content of the read-only map.
