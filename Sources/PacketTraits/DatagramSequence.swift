@@ -100,10 +100,20 @@ public struct DatagramSequence: AsyncSequence, Sendable {
     public mutating func next(
       isolation actor: isolated (any Actor)?
     ) async throws(TraitError) -> Datagram? {
+      try await next(isolation: actor) {}
+    }
+
+    /// As ``next()``.
+    ///
+    /// - Parameter beforeWait: What is to happen between that nothing is found
+    ///   and that it is waited for, where others may come first.
+    mutating func next(
+      isolation actor: isolated (any Actor)?, beforeWait: @Sendable () async -> Void
+    ) async throws(TraitError) -> Datagram? {
       guard !hasEnded else { return nil }
       // Unless there is a datagram to be returned.
       hasEnded = true
-      guard let datagram = try await inbox.next(isolation: actor) else { return nil }
+      guard let datagram = try await inbox.next(isolation: actor, beforeWait) else { return nil }
       hasEnded = false
       return datagram
     }
@@ -130,18 +140,20 @@ private final class Inbox: Sendable {
   }
 
   /// nil if the task has been cancelled.
-  func next(isolation actor: isolated (any Actor)?) async throws(TraitError) -> Datagram? {
-    var hasWaited = false
+  func next(
+    isolation actor: isolated (any Actor)?, _ beforeWait: @Sendable () async -> Void
+  ) async throws(TraitError) -> Datagram? {
     while !Task.isCancelled {
+      let generation = readiness.generation
       if let datagram = try take() { return datagram }
+      await beforeWait()
       do throws(Errno) {
-        if hasWaited { try readiness.foundNothing() }
-        try await readiness.wait()
+        try readiness.foundNothing()
+        try await readiness.wait(since: generation)
       } catch {
         throw TraitError(
           .systemCall, "a datagram cannot be waited for", underlyingError: error)
       }
-      hasWaited = true
     }
     return nil
   }

@@ -21,10 +21,12 @@ final class SocketReadiness: Sendable {
   private struct State {
     var waiting: [UInt64: CheckedContinuation<Result<Void, Errno>, Never>] = [:]
     var lastTicket: UInt64 = 0
+    /// How often waits were ended, whether there were any or not.
+    var generation: UInt64 = 0
     /// Whether epoll(7) tells of changes, all the time, and not once a wait.
     var tellsChanges = false
-    /// Then: whether there was one since the last wait.
-    var hasChanged = false
+    /// Why nobody tells of this socket any more.
+    var failure: Errno?
   }
 
   /// A duplicate of the caller's, so that the number stays this socket's when
@@ -36,13 +38,18 @@ final class SocketReadiness: Sendable {
 
   /// - Throws: `EBADF`, `EMFILE`, `EAGAIN` if the poller's thread cannot be made,
   ///   what else epoll_create(2) names.
-  init(duplicating descriptor: FileDescriptor) throws(Errno) {
-    poller = try SocketPoller.shared()
+  convenience init(duplicating descriptor: FileDescriptor) throws(Errno) {
+    try self.init(duplicating: descriptor, poller: try SocketPoller.shared())
+  }
+
+  /// - Throws: `EBADF`, `EMFILE`, or why this poller has ended.
+  init(duplicating descriptor: FileDescriptor, poller: SocketPoller) throws(Errno) {
+    self.poller = poller
     let number = fcntl(descriptor.rawValue, F_DUPFD_CLOEXEC, 0)
     guard number >= 0 else { throw Errno.current }
     self.descriptor = FileDescriptor(rawValue: number)
     token = poller.newToken()
-    poller.add(self, token)
+    try poller.add(self, token)
   }
 
   deinit {
@@ -52,11 +59,18 @@ final class SocketReadiness: Sendable {
     try? descriptor.close()
   }
 
+  /// Changes with each end of waits. To be read before one looks whether there
+  /// is something to receive, and handed to ``wait(since:)``.
+  var generation: UInt64 { state.withLock { $0.generation } }
+
   /// Waits until there may be something to receive, or an error; or until the
   /// task is cancelled, which is no error here.
   ///
-  /// - Throws: What epoll_ctl(2) names.
-  func wait() async throws(Errno) {
+  /// - Parameter generation: As it was before the caller looked and found
+  ///   nothing. If it is another one now there is no wait: who ended the waits in
+  ///   between could not end this one.
+  /// - Throws: What epoll_ctl(2) names, or why the poller has ended.
+  func wait(since generation: UInt64) async throws(Errno) {
     let ticket = state.withLock {
       $0.lastTicket += 1
       return $0.lastTicket
@@ -67,16 +81,9 @@ final class SocketReadiness: Sendable {
         // mark is seen here, or the continuation is found there.
         let outcome = state.withLock { state -> Result<Void, Errno>? in
           if Task.isCancelled { return .success(()) }
-          if state.tellsChanges {
-            if state.hasChanged {
-              state.hasChanged = false
-              return .success(())
-            }
-          } else if ctraits_epoll_watch(
-            poller.epoll, descriptor.rawValue, token, CTRAITS_READINESS_ONCE) != 0
-          {
-            return .failure(.current)
-          }
+          if let failure = state.failure { return .failure(failure) }
+          if state.generation != generation { return .success(()) }
+          if !state.tellsChanges, !watch(CTRAITS_READINESS_ONCE) { return .failure(.current) }
           state.waiting[ticket] = continuation
           return nil
         }
@@ -88,40 +95,59 @@ final class SocketReadiness: Sendable {
     try result.get()
   }
 
-  /// Ends every wait.
-  func resumeAll(_ result: Result<Void, Errno> = .success(())) {
+  /// Ends every wait, and those to come of who has looked before.
+  func resumeAll() { endWaits(.success(())) }
+
+  /// Ends every wait, now and later, with this error.
+  fileprivate func fail(_ error: Errno) {
+    state.withLock { $0.failure = error }
+    endWaits(.failure(error))
+  }
+
+  private func endWaits(_ result: Result<Void, Errno>) {
     let waiting = state.withLock { state in
+      state.generation &+= 1
       let waiting = state.waiting
       state.waiting = [:]
-      // Whoever is about to wait has not looked since.
-      if state.tellsChanges && waiting.isEmpty { state.hasChanged = true }
       return waiting
     }
     for continuation in waiting.values { continuation.resume(returning: result) }
   }
 
-  /// To be called when a wait has ended and there is nothing to receive after
-  /// all.
+  /// To be called when there is nothing to receive, before ``wait(since:)``.
   ///
   /// As long as there is something in a socket's queue of errors, which is not
   /// for us to read, epoll(7) says that the socket is ready. Then only what
   /// changes is waited for.
+  ///
+  /// - Throws: What epoll_ctl(2) names.
   func foundNothing() throws(Errno) {
     var socket = pollfd(fd: descriptor.rawValue, events: Int16(POLLIN), revents: 0)
     guard poll(&socket, 1, 0) > 0, Int32(socket.revents) & (POLLIN | POLLERR) == POLLERR else { return }
+    try tellChanges()
+  }
+
+  /// From now on has waits ended by what changes, and not by what is.
+  ///
+  /// - Throws: What epoll_ctl(2) names.
+  func tellChanges() throws(Errno) {
     try state.withLock { state throws(Errno) in
       guard !state.tellsChanges else { return }
-      guard
-        ctraits_epoll_watch(poller.epoll, descriptor.rawValue, token, CTRAITS_READINESS_CHANGES) == 0
-      else { throw Errno.current }
+      // This tells at once, too, of what is there already.
+      guard watch(CTRAITS_READINESS_CHANGES) else { throw Errno.current }
       state.tellsChanges = true
     }
+  }
+
+  /// - Returns: Whether that went well; otherwise there is `errno`.
+  private func watch(_ readiness: ctraits_readiness) -> Bool {
+    ctraits_epoll_watch(poller.epoll, descriptor.rawValue, token, readiness) == 0
   }
 }
 
 /// The thread that waits for all sockets. It is made for the first one, and
-/// stays.
-private final class SocketPoller: Sendable {
+/// stays, unless somebody closes its descriptor.
+final class SocketPoller: Sendable {
   /// Weak, as whoever holds a socket is to let it go by letting go of it.
   private struct Entry {
     weak var readiness: SocketReadiness?
@@ -130,6 +156,8 @@ private final class SocketPoller: Sendable {
   private struct State {
     var entries: [UInt64: Entry] = [:]
     var lastToken: UInt64 = 0
+    /// Why the thread has ended.
+    var failure: Errno?
   }
 
   let epoll: Int32
@@ -139,20 +167,24 @@ private final class SocketPoller: Sendable {
 
   static func shared() throws(Errno) -> SocketPoller {
     try only.withLock { only throws(Errno) in
-      if let only { return only }
+      if let only, only.state.withLock({ $0.failure == nil }) { return only }
       let poller = try SocketPoller()
       only = poller
       return poller
     }
   }
 
-  private init() throws(Errno) {
+  /// - Throws: What epoll_create(2) and pthread_create(3) name.
+  init() throws(Errno) {
     epoll = ctraits_epoll_create()
     guard epoll >= 0 else { throw Errno.current }
     try start()
   }
 
-  deinit { close(epoll) }
+  deinit {
+    // The number may be somebody else's by now if the thread had to end.
+    if state.withLock({ $0.failure == nil }) { close(epoll) }
+  }
 
   private func start() throws(Errno) {
     // The program's handlers of signals are to run in its own threads.
@@ -186,9 +218,12 @@ private final class SocketPoller: Sendable {
         // SIGSTOP and SIGCONT cannot be blocked (signal(7)).
         let error = Errno.current
         guard error != .interrupted else { continue }
-        // Somebody closed what is not his. Later waits fail of themselves.
-        let all = state.withLock { $0.entries.values.compactMap(\.readiness) }
-        for readiness in all { readiness.resumeAll(.failure(error)) }
+        // Somebody closed what is not his.
+        let all = state.withLock { state in
+          state.failure = error
+          return state.entries.values.compactMap(\.readiness)
+        }
+        for readiness in all { readiness.fail(error) }
         return
       }
       for token in tokens[..<Int(count)] {
@@ -206,8 +241,12 @@ private final class SocketPoller: Sendable {
     }
   }
 
-  func add(_ readiness: SocketReadiness, _ token: UInt64) {
-    state.withLock { $0.entries[token] = Entry(readiness: readiness) }
+  /// - Throws: Why the thread has ended, which would never tell of this one.
+  func add(_ readiness: SocketReadiness, _ token: UInt64) throws(Errno) {
+    try state.withLock { state throws(Errno) in
+      if let failure = state.failure { throw failure }
+      state.entries[token] = Entry(readiness: readiness)
+    }
   }
 
   func remove(_ token: UInt64) {

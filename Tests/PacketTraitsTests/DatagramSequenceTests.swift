@@ -32,6 +32,43 @@ struct DatagramSequenceTests {
     try #require(condition(), "it has not come within 10 seconds")
   }
 
+  /// What a task gives that is not to wait for ever: after 10 seconds it is
+  /// cancelled.
+  private func outcome<Value: Sendable>(_ task: Task<Value, any Error>) async throws -> Value {
+    let limit = Task {
+      try await Task.sleep(for: .seconds(10))
+      task.cancel()
+    }
+    defer { limit.cancel() }
+    return try await task.value
+  }
+
+  /// Leaves an error in the socket's queue of errors, which nobody reads: from
+  /// then on poll(2) says "error" without an end.
+  private func leaveError(_ socket: borrowing UDPSocket) throws {
+    try turnOn(socket, Int32(IPPROTO_IP), IP_RECVERR)
+    let nowhere: InternetAddress
+    do {
+      let gone = try loopbackSocket()
+      nowhere = try gone.localAddress()
+    }
+    try socket.send(([1] as [UInt8]).span.bytes, to: nowhere)
+    var polled = pollfd(fd: socket.fileDescriptor.rawValue, events: 0, revents: 0)
+    try #require(poll(&polled, 1, 10_000) == 1)
+  }
+
+  /// Takes the error that the next call would fail with.
+  private func takeError(_ socket: borrowing UDPSocket) throws {
+    var error: Int32 = 0
+    for _ in 0..<10_000 where error == 0 {
+      var length = socklen_t(4)
+      try #require(
+        getsockopt(socket.fileDescriptor.rawValue, SOL_SOCKET, SO_ERROR, &error, &length) == 0)
+      if error == 0 { usleep(1000) }
+    }
+    try #require(error == ECONNREFUSED)
+  }
+
   @Test("give what comes, in order", arguments: families)
   func order(family: InternetAddress.Family) async throws {
     let inbox = try loopbackSocket(family)
@@ -100,7 +137,7 @@ struct DatagramSequenceTests {
     let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor)
     let late = Task {
       withUnsafeCurrentTask { $0?.cancel() }
-      try await readiness.wait()
+      try await readiness.wait(since: readiness.generation)
     }
     try await late.value
     // What came meanwhile is there for who asks next.
@@ -224,6 +261,86 @@ struct DatagramSequenceTests {
     }
   }
 
+  @Test(
+    "tell who is about to wait of what another task receives before he does", arguments: [false, true])
+  func beforeWait(tellsChanges: Bool) async throws {
+    let inbox = try loopbackSocket()
+    if tellsChanges {
+      try leaveError(inbox)
+      try takeError(inbox)
+    }
+    let destination = try inbox.localAddress()
+    let sequence = try inbox.datagrams()
+    let looks = Notes()
+    let waiting = Task {
+      var iterator = sequence.makeAsyncIterator()
+      return try await iterator.next(isolation: nil) {
+        looks.add(0)
+        guard looks.count == 1 else { return }
+        // He has found nothing and does not wait yet. Two come, and another
+        // takes both out of the socket.
+        do {
+          for number in 1...2 as ClosedRange<UInt8> { try send([number], to: destination) }
+          var other = sequence.makeAsyncIterator()
+          #expect(try await other.next()?.payload == [1])
+        } catch {
+          Issue.record(error)
+        }
+      }?.payload
+    }
+    #expect(try await outcome(waiting) == [2])
+  }
+
+  @Test("end all waits that began after a look before the change", arguments: [false, true])
+  func generations(tellsChanges: Bool) async throws {
+    let inbox = try loopbackSocket()
+    let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor)
+    if tellsChanges { try readiness.tellChanges() }
+    func hasEnded(since generation: UInt64) async throws -> Bool {
+      try await outcome(
+        Task {
+          try await readiness.wait(since: generation)
+          return !Task.isCancelled
+        })
+    }
+    let first = readiness.generation
+    readiness.resumeAll()
+    for _ in 0..<3 { #expect(try await hasEnded(since: first)) }
+
+    let second = readiness.generation
+    try send([1], to: try inbox.localAddress())
+    if tellsChanges { try await until { readiness.generation != second } }
+    for _ in 0..<3 { #expect(try await hasEnded(since: second)) }
+  }
+
+  @Test("fail when nobody tells them any more")
+  func endOfPoller() async throws {
+    let inbox = try loopbackSocket()
+    let poller = try SocketPoller()
+    let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor, poller: poller)
+    try readiness.tellChanges()
+    let waiting = Task {
+      while !Task.isCancelled { try await readiness.wait(since: readiness.generation) }
+    }
+    // Somebody closes a descriptor that is not his, and gets its number. The
+    // thread sees it when it waits again.
+    let null = open("/dev/null", O_RDONLY | O_CLOEXEC)
+    try #require(null >= 0)
+    try #require(dup2(null, poller.epoll) == poller.epoll)
+    defer {
+      close(null)
+      close(poller.epoll)
+    }
+    try send([1], to: try inbox.localAddress())
+    await #expect(throws: Errno.invalidArgument) { try await outcome(waiting) }
+    // Those that come later, too.
+    let late = Task { try await readiness.wait(since: readiness.generation) }
+    await #expect(throws: Errno.invalidArgument) { try await outcome(late) }
+    #expect(throws: Errno.invalidArgument) {
+      _ = try SocketReadiness(duplicating: inbox.fileDescriptor, poller: poller)
+    }
+  }
+
   @Test("throw an error of the socket, and go on for who iterates anew", arguments: families)
   func errors(family: InternetAddress.Family) async throws {
     let outbox = try loopbackSocket(family)
@@ -262,20 +379,12 @@ struct DatagramSequenceTests {
   @Test("wait for a datagram, not for what nobody reads in the queue of errors")
   func errorQueue() async throws {
     let outbox = try loopbackSocket()
-    try turnOn(outbox, Int32(IPPROTO_IP), IP_RECVERR)
-    let nowhere: InternetAddress
-    do {
-      let gone = try loopbackSocket()
-      nowhere = try gone.localAddress()
-    }
-    try outbox.send(([1] as [UInt8]).span.bytes, to: nowhere)
-    var polled = pollfd(fd: outbox.fileDescriptor.rawValue, events: 0, revents: 0)
-    try #require(poll(&polled, 1, 10_000) == 1)
+    try leaveError(outbox)
     let sequence = try outbox.datagrams()
     var iterator = sequence.makeAsyncIterator()
     let error = await #expect(throws: TraitError.self) { try await iterator.next() }
     #expect(error?.underlyingError == .connectionRefused)
-    // From now on poll(2) says "error" without an end.
+    var polled = pollfd(fd: outbox.fileDescriptor.rawValue, events: 0, revents: 0)
     try #require(poll(&polled, 1, 0) == 1)
     #expect(throws: Errno.wouldBlock) {
       var batch = ReceiveBatch(capacity: 1, payloadCapacity: 1)
@@ -286,7 +395,7 @@ struct DatagramSequenceTests {
     let waits = Notes()
     let waiting = Task {
       while !Task.isCancelled {
-        try await readiness.wait()
+        try await readiness.wait(since: readiness.generation)
         waits.add(0)
         try readiness.foundNothing()
       }
