@@ -3,6 +3,7 @@
 #include "CTraits.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -38,10 +39,11 @@ int ctraits_epoll_create(void)
 	return epoll_create1(EPOLL_CLOEXEC);
 }
 
-int ctraits_epoll_watch(int epoll, int socket, uint64_t token, enum ctraits_readiness readiness)
+int ctraits_epoll_watch(int epoll, int socket, uint64_t token, uint32_t events,
+			enum ctraits_readiness readiness)
 {
 	struct epoll_event event = {
-		.events = EPOLLIN | (readiness == CTRAITS_READINESS_ONCE ? EPOLLONESHOT : EPOLLET),
+		.events = events | (readiness == CTRAITS_READINESS_ONCE ? EPOLLONESHOT : EPOLLET),
 		.data.u64 = token,
 	};
 
@@ -93,6 +95,10 @@ _Static_assert(offsetof(struct cmsghdr, cmsg_len) == 0, "cmsg_len");
 _Static_assert(offsetof(struct cmsghdr, cmsg_level) == sizeof(size_t), "cmsg_level");
 _Static_assert(offsetof(struct cmsghdr, cmsg_type) == sizeof(size_t) + 4, "cmsg_type");
 _Static_assert(sizeof(((struct cmsghdr *)0)->cmsg_len) == sizeof(size_t), "cmsg_len");
+
+_Static_assert(CTRAITS_POLLRDHUP == POLLRDHUP, "POLLRDHUP");
+_Static_assert(EPOLLIN == POLLIN && EPOLLOUT == POLLOUT && EPOLLRDHUP == POLLRDHUP,
+	       "epoll(7) has the numbers of poll(2)");
 
 #define SAME_PLACE(ours, field, theirs, their_field)				\
 	_Static_assert(offsetof(ours, field) == offsetof(theirs, their_field) &&	\

@@ -61,6 +61,9 @@ public struct Datagram: Sendable {
 /// where it was. Several tasks may iterate at once; each datagram goes to one of
 /// them.
 ///
+/// When the socket is shut down for receiving (shutdown(2)), the sequence ends for
+/// all, after the datagrams that are there.
+///
 /// The sequence has a descriptor of its own, by dup(2): the socket stays open,
 /// and its port taken, until both are gone.
 public struct DatagramSequence: AsyncSequence, Sendable {
@@ -85,8 +88,9 @@ public struct DatagramSequence: AsyncSequence, Sendable {
 
     fileprivate init(inbox: Inbox) { self.inbox = inbox }
 
-    /// The next datagram, or nil if the task has been cancelled, or there was
-    /// nil or an error before.
+    /// The next datagram, or nil if the task has been cancelled, if the socket is
+    /// shut down for receiving and has none, or if there was nil or an error
+    /// before.
     ///
     /// - Throws: ``TraitError/Code/systemCall`` with an error of recvmmsg(2) or
     ///   epoll_ctl(2); ``TraitError/Code/malformedControlData`` or
@@ -139,16 +143,22 @@ private final class Inbox: Sendable {
       Queue(batch: ReceiveBatch(capacity: queueCapacity, payloadCapacity: payloadCapacity)))
   }
 
-  /// nil if the task has been cancelled.
+  /// nil if the task has been cancelled, or if nothing can come any more.
   func next(
     isolation actor: isolated (any Actor)?, _ beforeWait: @Sendable () async -> Void
   ) async throws(TraitError) -> Datagram? {
+    var isShutDown = false
     while !Task.isCancelled {
       let generation = readiness.generation
       if let datagram = try take() { return datagram }
+      guard !isShutDown else { return nil }
       await beforeWait()
       do throws(Errno) {
-        try readiness.foundNothing()
+        guard try readiness.foundNothing() else {
+          // But one may have come since the look.
+          isShutDown = true
+          continue
+        }
         try await readiness.wait(since: generation)
       } catch {
         throw TraitError(

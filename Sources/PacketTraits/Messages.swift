@@ -168,6 +168,9 @@ extension FileDescriptor {
   ///   - retryOnInterrupt: Whether to go on waiting if a signal came, though
   ///     no longer than the socket's time-out (`SO_RCVTIMEO`), which counts
   ///     from the call.
+  /// - Returns: What came. When the socket is shut down for receiving
+  ///   (shutdown(2)) and nothing is there, at once a message of length 0 whose
+  ///   source is nil; a datagram socket that does not wait says `EAGAIN`.
   /// - Throws: `EAGAIN` if nothing came within the socket's time-out, or at all
   ///   without waiting; `EINTR` if a signal came and `retryOnInterrupt` is
   ///   false; `ENOTSOCK`; what else recv(2) names.

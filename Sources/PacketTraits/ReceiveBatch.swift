@@ -202,7 +202,9 @@ extension UDPSocket {
   /// - Parameters:
   ///   - batch: Where the datagrams go, in place of what is there.
   ///   - flags: ``MessageFlags/doNotWait`` or none.
-  /// - Returns: How many datagrams came: 1 or more.
+  /// - Returns: How many datagrams came: 1 or more. When the socket is shut down
+  ///   for receiving (shutdown(2)) and nothing is there, 1 of length 0 whose
+  ///   source is nil, as of `receive(into:flags:)` for one.
   /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the
   ///   time-out of ``setReceiveTimeout(_:)``, or at all without waiting;
   ///   ``TraitError/Code/systemCall`` with another error of recvmmsg(2). What is

@@ -16,6 +16,10 @@ internal import SystemPackage
 // tells at once, again and again, of a socket whose queue of errors nobody
 // reads. Here each wait is one epoll_ctl(2), and there is libc alone beneath.
 
+/// What is waited for, as poll(2) has it: something to receive, and that nothing
+/// will come any more.
+private let events = POLLIN | CTRAITS_POLLRDHUP
+
 /// A socket that tasks wait for.
 final class SocketReadiness: Sendable {
   private struct State {
@@ -63,8 +67,8 @@ final class SocketReadiness: Sendable {
   /// is something to receive, and handed to ``wait(since:)``.
   var generation: UInt64 { state.withLock { $0.generation } }
 
-  /// Waits until there may be something to receive, or an error; or until the
-  /// task is cancelled, which is no error here.
+  /// Waits until there may be something to receive, or an error, or the socket is
+  /// shut down; or until the task is cancelled, which is no error here.
   ///
   /// - Parameter generation: As it was before the caller looked and found
   ///   nothing. If it is another one now there is no wait: who ended the waits in
@@ -120,11 +124,17 @@ final class SocketReadiness: Sendable {
   /// for us to read, epoll(7) says that the socket is ready. Then only what
   /// changes is waited for.
   ///
+  /// - Returns: Whether something can come: false if the socket is shut down for
+  ///   receiving (shutdown(2)), and no wait would ever end with something. What
+  ///   came before that may be there.
   /// - Throws: What epoll_ctl(2) names.
-  func foundNothing() throws(Errno) {
-    var socket = pollfd(fd: descriptor.rawValue, events: Int16(POLLIN), revents: 0)
-    guard poll(&socket, 1, 0) > 0, Int32(socket.revents) & (POLLIN | POLLERR) == POLLERR else { return }
-    try tellChanges()
+  func foundNothing() throws(Errno) -> Bool {
+    var socket = pollfd(fd: descriptor.rawValue, events: Int16(events), revents: 0)
+    guard poll(&socket, 1, 0) > 0 else { return true }
+    let found = Int32(socket.revents)
+    guard found & (POLLHUP | CTRAITS_POLLRDHUP) == 0 else { return false }
+    if found & (POLLIN | POLLERR) == POLLERR { try tellChanges() }
+    return true
   }
 
   /// From now on has waits ended by what changes, and not by what is.
@@ -141,7 +151,7 @@ final class SocketReadiness: Sendable {
 
   /// - Returns: Whether that went well; otherwise there is `errno`.
   private func watch(_ readiness: ctraits_readiness) -> Bool {
-    ctraits_epoll_watch(poller.epoll, descriptor.rawValue, token, readiness) == 0
+    ctraits_epoll_watch(poller.epoll, descriptor.rawValue, token, UInt32(events), readiness) == 0
   }
 }
 

@@ -350,8 +350,10 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   - payload: Where the payload goes. What does not fit is lost, which the
   ///     result tells.
   ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
-  /// - Returns: What came. When the socket was shut down for receiving
-  ///   (shutdown(2)), an empty datagram without a source.
+  /// - Returns: What came. When the socket is shut down for receiving
+  ///   (shutdown(2)) and nothing is there, at once a datagram of length 0 whose
+  ///   source is nil; with ``MessageFlags/doNotWait`` that is
+  ///   ``TraitError/Code/wouldBlock``.
   /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the
   ///   time-out of ``setReceiveTimeout(_:)``, or at all without waiting;
   ///   ``TraitError/Code/systemCall`` with another error of recv(2);

@@ -54,7 +54,10 @@ int ctraits_recvmmsg(int socket, struct ctraits_mmsghdr *messages, unsigned int 
 /* sendmmsg(2); the number of messages, or -1 and errno */
 int ctraits_sendmmsg(int socket, struct ctraits_mmsghdr *messages, unsigned int count, int flags);
 
-/* When epoll(7) is to tell that there is something to receive, or an error */
+/* POLLRDHUP of poll(2): nothing can be received any more, but what is there */
+#define CTRAITS_POLLRDHUP 0x2000
+
+/* When epoll(7) is to tell that there is what is waited for, or an error */
 enum ctraits_readiness {
 	/* Now or next, once: EPOLLONESHOT */
 	CTRAITS_READINESS_ONCE,
@@ -65,10 +68,12 @@ enum ctraits_readiness {
 /* epoll_create1(2), close-on-exec; a descriptor, or -1 and errno */
 int ctraits_epoll_create(void);
 
-/* epoll_ctl(2): watches a socket from now on, or in another way than before.
- * What is told bears this token. 0, or -1 and errno.
+/* epoll_ctl(2): watches a socket from now on, or in another way than before, for
+ * these events of poll(2), and for POLLERR and POLLHUP in any case. What is told
+ * bears this token. 0, or -1 and errno.
  */
-int ctraits_epoll_watch(int epoll, int socket, uint64_t token, enum ctraits_readiness readiness);
+int ctraits_epoll_watch(int epoll, int socket, uint64_t token, uint32_t events,
+			enum ctraits_readiness readiness);
 
 /* epoll_ctl(2): watches it no more; 0, or -1 and errno */
 int ctraits_epoll_forget(int epoll, int socket);
