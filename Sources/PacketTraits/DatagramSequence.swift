@@ -42,7 +42,8 @@ public struct Datagram: Sendable {
 /// The datagrams that come to a socket, for as long as one asks for them.
 ///
 /// ```swift
-/// for try await datagram in try socket.datagrams() {
+/// let sequence = try socket.datagrams()
+/// for try await datagram in sequence {
 ///   print(datagram.payload.count, datagram.traits)
 /// }
 /// ```
@@ -55,6 +56,8 @@ public struct Datagram: Sendable {
 /// program at most. All others wait in the socket's own queue, which
 /// ``UDPSocket/setReceiveBufferSize(_:)`` bounds, and past which the kernel drops
 /// them. A slow reader costs no memory.
+/// When the sequence goes, so do those that wait in its queue; with a queue of
+/// one datagram none ever does.
 ///
 /// An error ends the sequence for who iterates, not the socket: ICMP errors of
 /// a connected socket (`ECONNREFUSED`) come this way. To iterate anew goes on
@@ -202,6 +205,20 @@ extension FileDescriptor {
   /// For datagram sockets of any kind. Whether the socket is nonblocking does not
   /// matter, and is not changed.
   ///
+  /// What the queue holds is the sequence's and goes with it: who breaks out of a
+  /// loop and wants the rest keeps the sequence and iterates over it anew,
+  ///
+  /// ```swift
+  /// let sequence = try socket.datagrams()
+  /// for try await datagram in sequence { ... }
+  /// ```
+  ///
+  /// or asks for `queueCapacity: 1`: then a datagram is taken from the kernel
+  /// only to be handed over, and none waits in this program.
+  ///
+  /// The socket's time-out (`SO_RCVTIMEO`) does not hold here: a task waits until
+  /// it is cancelled.
+  ///
   /// - Parameters:
   ///   - queueCapacity: The most datagrams that wait in this program, 1 or more.
   ///   - payloadCapacity: How many bytes of a datagram's payload there is room
@@ -219,6 +236,20 @@ extension FileDescriptor {
 extension UDPSocket {
   /// The datagrams that come to this socket, with those traits that
   /// ``setReceivedTraits(_:)`` asked for.
+  ///
+  /// What the queue holds is the sequence's and goes with it: who breaks out of a
+  /// loop and wants the rest keeps the sequence and iterates over it anew,
+  ///
+  /// ```swift
+  /// let sequence = try socket.datagrams()
+  /// for try await datagram in sequence { ... }
+  /// ```
+  ///
+  /// or asks for `queueCapacity: 1`: then a datagram is taken from the kernel
+  /// only to be handed over, and none waits in this program.
+  ///
+  /// The time-out of ``setReceiveTimeout(_:)`` does not hold here: a
+  /// task waits until it is cancelled.
   ///
   /// - Parameters:
   ///   - queueCapacity: The most datagrams that wait in this program, 1 or more.

@@ -201,6 +201,24 @@ struct DatagramSequenceTests {
     #expect(try await other.next()?.payload == [6])
   }
 
+  @Test("lose nothing to who breaks out, with room for one")
+  func breakingOut() async throws {
+    let inbox = try loopbackSocket()
+    let destination = try inbox.localAddress()
+    for number in 0..<5 as Range<UInt8> { try send([number], to: destination) }
+    for number in 0..<3 as Range<UInt8> {
+      for try await datagram in try inbox.datagrams(queueCapacity: 1) {
+        #expect(datagram.payload == [number])
+        break
+      }
+    }
+    var bytes: [UInt8] = [0]
+    for number in 3..<5 as Range<UInt8> {
+      _ = try inbox.receive(into: &bytes, flags: .doNotWait)
+      #expect(bytes == [number])
+    }
+  }
+
   @Test("give each datagram to one of many tasks, and lose none", arguments: [1, 2, 7])
   func sharing(queueCapacity: Int) async throws {
     let inbox = try loopbackSocket()
