@@ -180,8 +180,7 @@ private final class Inbox: Sendable {
       if queue.taken == queue.batch.count {
         queue.taken = 0
         do throws(Errno) {
-          let flags: MessageFlags = [.doNotWait, .truncated]
-          let count = try readiness.descriptor.receiveMessages(into: &queue.batch, flags: flags)
+          let count = try readiness.descriptor.receiveMessages(into: &queue.batch, flags: .doNotWait)
           // Others may wait for what is in the queue now, and no more in the
           // socket, or for what is left there.
           areMoreLeft = count > 1 || count == queue.batch.capacity

@@ -57,9 +57,9 @@ public struct ReceivedMessage: Sendable {
   /// as it has.
   public let length: Int
 
-  /// What `recvmsg()` returned: ``length``, or more bytes than that if
-  /// ``MessageFlags/truncated`` was asked for and the message is longer than
-  /// the buffer.
+  /// What `recvmsg()` returned: ``length``, or more bytes than that if the
+  /// message is longer than the buffer and ``MessageFlags/truncated`` was asked
+  /// for, as ``ReceiveBatch`` always does.
   public let messageLength: Int
 
   /// How many bytes of control data were written.

@@ -94,7 +94,8 @@ public struct ReceiveBatch: ~Copyable, @unchecked Sendable {
       return Int(
         ctraits_recvmmsg(
           descriptor.rawValue, headers, UInt32(clamping: capacity),
-          flags.rawValue | more | Int32(MSG_CMSG_CLOEXEC)))
+          // Without MSG_TRUNC a message's length would be what there was room for.
+          flags.rawValue | more | Int32(MSG_TRUNC) | Int32(MSG_CMSG_CLOEXEC)))
     }
     if case .success(let received) = result { count = received }
     return result
@@ -172,8 +173,12 @@ extension FileDescriptor {
   /// Receives several messages with one system call, their control data in raw
   /// form: waits for the first, and takes with it those that are there.
   ///
-  /// The corresponding C function is `recvmmsg`, with `MSG_WAITFORONE`.
-  /// Descriptors that come along (`SCM_RIGHTS`) are close-on-exec.
+  /// For datagram sockets: a TCP socket throws the bytes away (tcp(7),
+  /// `MSG_TRUNC`).
+  ///
+  /// The corresponding C function is `recvmmsg`, with `MSG_WAITFORONE` and
+  /// `MSG_TRUNC`, so that ``ReceivedMessage/messageLength`` is that of the whole
+  /// message. Descriptors that come along (`SCM_RIGHTS`) are close-on-exec.
   ///
   /// - Parameters:
   ///   - batch: Where the messages go, in place of what is there.
@@ -214,7 +219,7 @@ extension UDPSocket {
     into batch: inout ReceiveBatch, flags: MessageFlags = []
   ) throws(TraitError) -> Int {
     do throws(Errno) {
-      return try fileDescriptor.receiveMessages(into: &batch, flags: flags.union(.truncated))
+      return try fileDescriptor.receiveMessages(into: &batch, flags: flags)
     } catch {
       throw TraitError(receiving: error)
     }

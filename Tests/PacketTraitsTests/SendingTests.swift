@@ -359,6 +359,24 @@ struct BatchTests {
     #expect(batch.count == 0)
   }
 
+  @Test("tell how long a datagram is, also of a descriptor and without flags")
+  func payloadTruncation() throws {
+    let inbox = try loopbackSocket()
+    let outbox = try loopbackSocket()
+    for length in [11, 10] {
+      let payload = [UInt8](repeating: 1, count: length)
+      try outbox.send(payload.span.bytes, to: try inbox.localAddress())
+    }
+    var batch = ReceiveBatch(capacity: 2, payloadCapacity: 10)
+    #expect(try inbox.fileDescriptor.receiveMessages(into: &batch) == 2)
+    for (index, length) in [11, 10].enumerated() {
+      #expect(batch.message(at: index).length == 10)
+      #expect(batch.message(at: index).messageLength == length)
+      #expect(try batch.datagram(at: index).datagramLength == length)
+      #expect(try batch.datagram(at: index).isPayloadTruncated == (length > 10))
+    }
+  }
+
   @Test("tell of control messages that had no room")
   func controlTruncation() throws {
     let inbox = try loopbackSocket()
