@@ -12,7 +12,8 @@ struct Send: ParsableCommand {
       Prints one line a datagram, once it is sent: destination, length of the \
       payload in bytes, traits by name. A value is given as it is printed: of 4 \
       and 8 bytes an unsigned number, decimal or hexadecimal after 0x; of 16 bytes \
-      32 hexadecimal digits, bytes in the order in memory.
+      32 hexadecimal digits, bytes in the order in memory. Sends on when nobody \
+      reads the lines any more.
       """)
 
   @Option(help: ArgumentHelp("IPv4 or IPv6 address to send to.", valueName: "address"))
@@ -86,10 +87,13 @@ struct Send: ParsableCommand {
       let report = SentReport(
         destination: destination.description, length: payload.count,
         traits: try values.map { try TraitReport($0, name: keyNames[$0.id] ?? $0.id.description) })
+      var printToReader = ReadersPrinter()
       for number in 0..<count {
         if number > 0 { wait() }
         try socket.send(payload.span.bytes, to: destination, traits: sticky ? Traits() : values)
-        if json { try printJSON(report) } else { try printLine(report.text) }
+        try printToReader {
+          if json { try printJSON(report) } else { try printLine(report.text) }
+        }
       }
     }
   }

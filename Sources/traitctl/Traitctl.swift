@@ -58,6 +58,23 @@ func complain(_ message: String) {
   _ = try? FileDescriptor.standardError.writeAll("traitctl: \(message)\n".utf8)
 }
 
+/// Prints for as long as somebody reads, and then nothing more: for commands
+/// whose output is not what they are run for.
+struct ReadersPrinter {
+  private var isRead = true
+
+  /// - Parameter print: Prints. A pipe without a reader (`EPIPE`) is no error
+  ///   here, and ends it.
+  mutating func callAsFunction(_ print: () throws -> Void) throws {
+    guard isRead else { return }
+    do {
+      try print()
+    } catch let error as Errno where error == .brokenPipe {
+      isRead = false
+    }
+  }
+}
+
 /// Writes a line at once, even into a pipe.
 func printLine(_ line: String) throws {
   try FileDescriptor.standardOutput.writeAll((line + "\n").utf8)

@@ -1134,6 +1134,18 @@ extension Guest {
         let three = try send("--count", "3", "--interval", "0.01", "--trait", "\(four)=7", "x")
         #expect(three.status == 0, "\(three.errors)")
         #expect(three.output == String(repeating: "127.0.0.1:4245  length 1  \(four)=7\n", count: 3))
+        // Also if nobody reads what it prints.
+        let inbox = try UDPSocket(.ipv4)
+        try inbox.bind(to: try #require(InternetAddress("127.0.0.1", port: 0)))
+        try inbox.setReceiveTimeout(.seconds(10))
+        let unread = try Command([
+          "bash", "-c", "exec 3> >(exec true); wait $!; \"$0\" \"$@\" >&3; echo $?",
+          try Command.built("traitctl"), "send", "--address", "127.0.0.1", "--port",
+          "\(try inbox.localAddress().port)", "--count", "3", "y",
+        ]).wait()
+        #expect(unread.output == "0\n")
+        #expect(unread.errors.isEmpty, "\(unread.errors)")
+        for _ in 0..<3 { #expect(try inbox.arrival().payload == Array("y".utf8)) }
         for (argument, message) in [
           ("no.such.key=1", "there is no such key"),
           ("\(four)=4294967296", "must be a number from 0 to 4294967295"),

@@ -38,7 +38,9 @@ struct TraitctlTests {
   func help(command: [String], words: [String]) throws {
     let outcome = try Command([try Command.built("traitctl")] + command + ["--help"]).wait()
     #expect(outcome.status == 0)
-    for word in words { #expect(outcome.output.contains(word), "\(outcome.output)") }
+    // Wherever its lines end.
+    let text = outcome.output.split(whereSeparator: \.isWhitespace).joined(separator: " ")
+    for word in words { #expect(text.contains(word), "\(outcome.output)") }
   }
 
   @Test(
@@ -120,6 +122,23 @@ struct TraitctlTests {
       try reportingErrors { throw TraitError(.unsupportedKernel, "this is a test") }
     }
     #expect(unsupported == ExitCode(69))
+  }
+
+  @Test("sends on when nobody reads what it prints, and says other errors")
+  func readersPrinter() throws {
+    var printToReader = ReadersPrinter()
+    var calls = 0
+    for _ in 0..<4 {
+      try printToReader {
+        calls += 1
+        if calls == 2 { throw Errno.brokenPipe }
+      }
+    }
+    #expect(calls == 2)
+    var other = ReadersPrinter()
+    for _ in 0..<2 {
+      #expect(throws: Errno.ioError) { try other { throw Errno.ioError } }
+    }
   }
 }
 
