@@ -36,18 +36,51 @@ public struct ControlData: Hashable, Sendable {
     }
   }
 
-  /// Appends a message that says one number, in native byte order.
+  /// Appends a message that says one number of 4 bytes, in native byte order.
+  ///
+  /// The kernel refuses a message of another size than it expects (`EINVAL`).
+  /// Therefore the number's type has to be written: a literal alone does not tell
+  /// which of these functions is meant.
   ///
   /// - Parameters:
   ///   - level: The protocol that the message is of.
-  ///   - type: What it is about.
-  ///   - value: Of the size that the kernel expects: most options' messages are
-  ///     of 4 bytes, some of 2 (`UDP_SEGMENT`).
+  ///   - type: What it is about. Most options' messages are of this size: see
+  ///     ip(7), ipv6(7), socket(7).
+  ///   - value: What it says.
   public mutating func append(
-    level: ControlMessage.Level, type: ControlMessage.MessageType,
-    _ value: some FixedWidthInteger & BitwiseCopyable
+    level: ControlMessage.Level, type: ControlMessage.MessageType, _ value: Int32
   ) {
-    withUnsafeBytes(of: value) { bytes in
+    append(level, type, number: value)
+  }
+
+  /// Appends a message that says one number of 4 bytes, as `SO_MARK`
+  /// (socket(7)); otherwise as with `Int32`.
+  public mutating func append(
+    level: ControlMessage.Level, type: ControlMessage.MessageType, _ value: UInt32
+  ) {
+    append(level, type, number: value)
+  }
+
+  /// Appends a message that says one number of 2 bytes, as `UDP_SEGMENT` (udp(7));
+  /// otherwise as with `Int32`.
+  public mutating func append(
+    level: ControlMessage.Level, type: ControlMessage.MessageType, _ value: UInt16
+  ) {
+    append(level, type, number: value)
+  }
+
+  /// Appends a message that says one number of 1 byte, as `IP_TOS` (ip(7)) may;
+  /// otherwise as with `Int32`.
+  public mutating func append(
+    level: ControlMessage.Level, type: ControlMessage.MessageType, _ value: UInt8
+  ) {
+    append(level, type, number: value)
+  }
+
+  private mutating func append(
+    _ level: ControlMessage.Level, _ type: ControlMessage.MessageType, number: some BitwiseCopyable
+  ) {
+    withUnsafeBytes(of: number) { bytes in
       append(level, type, byteCount: bytes.count) { $0.copyMemory(from: bytes) }
     }
   }

@@ -295,6 +295,25 @@ struct ControlDataTests {
         + padding)
   }
 
+  @Test("has numbers of the size of their type")
+  func numbers() throws {
+    var control = ControlData()
+    let type = ControlMessage.MessageType(rawValue: 1)
+    control.append(level: .ipv4, type: type, 0x81 as UInt8)
+    control.append(level: .ipv4, type: type, 0x8182 as UInt16)
+    control.append(level: .ipv4, type: type, 0x8182_8384 as UInt32)
+    control.append(level: .ipv4, type: type, -0x102_0304 as Int32)
+    let data = try ControlMessage.all(in: control.bytes.span.bytes).map {
+      Array(control.bytes[$0.dataRange])
+    }
+    #expect(
+      data == [
+        [0x81], withUnsafeBytes(of: 0x8182 as UInt16) { Array($0) },
+        withUnsafeBytes(of: 0x8182_8384 as UInt32) { Array($0) },
+        withUnsafeBytes(of: -0x102_0304 as Int32) { Array($0) },
+      ])
+  }
+
   @Test("of traits alone is the same without memory of its own", arguments: [0, 1, 2, 11, 42, 43, 48])
   func message(count: Int) throws {
     var traits = Traits()
