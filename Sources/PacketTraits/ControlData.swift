@@ -94,6 +94,19 @@ public struct ControlData: Hashable, Sendable {
     append(.traits, .traits, byteCount: traits.recordByteCount) { traits.writeRecords(to: $0) }
   }
 
+  /// The traits that are in it, those that a later message holds over those of an
+  /// earlier one; none of a message whose records are malformed.
+  var traits: Traits {
+    var traits = Traits()
+    let bytes = bytes.span.bytes
+    for message in (try? ControlMessage.all(in: bytes)) ?? [] where message.isTraits {
+      guard let own = try? Traits(records: bytes.extracting(message.dataRange)) else { continue }
+      // What no packet has room for the kernel refuses.
+      for element in own { try? traits.setBytes(element.bytes.span.bytes, for: element.id) }
+    }
+    return traits
+  }
+
   private mutating func append(
     _ level: ControlMessage.Level, _ type: ControlMessage.MessageType, byteCount: Int,
     writing body: (UnsafeMutableRawBufferPointer) -> Void

@@ -17,7 +17,7 @@ public struct SendBatch: Sendable {
     var payload: Range<Int>
     var control: Range<Int>
     var destination: InternetAddress?
-    /// Those that were given as such.
+    /// Those in its control data.
     var traits: Traits
   }
 
@@ -51,13 +51,14 @@ public struct SendBatch: Sendable {
   /// - Parameters:
   ///   - payload: Is copied.
   ///   - destination: Where to; nil for where the socket is connected to.
-  ///   - control: Control messages of any kind.
+  ///   - control: Control messages of any kind. Traits among them are as those of
+  ///     ``append(_:to:traits:)``.
   public mutating func append(
     _ payload: RawSpan, to destination: InternetAddress? = nil, control: ControlData
   ) {
     let start = controls.count
     controls.append(contentsOf: control.bytes)
-    append(payload, destination, control: start..<controls.count, Traits())
+    append(payload, destination, control: start..<controls.count, control.traits)
   }
 
   private mutating func append(
@@ -79,8 +80,8 @@ public struct SendBatch: Sendable {
     controls.removeAll(keepingCapacity: keepingCapacity)
   }
 
-  /// The traits that were given to ``append(_:to:traits:)`` as such.
-  fileprivate func traits(at index: Int) -> Traits { entries[index].traits }
+  /// The traits of one datagram, without those of the socket.
+  func traits(at index: Int) -> Traits { entries[index].traits }
 
   fileprivate var hasTraits: Bool { entries.contains { !$0.traits.isEmpty } }
 

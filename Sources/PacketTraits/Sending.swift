@@ -212,7 +212,7 @@ extension TraitError {
         (
           .invalidArgument,
           Self.sizeMismatch(traits) + ", or the datagram was begun with other traits, or it "
-            + "cannot be sent to such an address"
+            + "cannot be sent to such an address or with such control data"
         )
       case .noSpace where !traits.isEmpty:
         (

@@ -191,6 +191,11 @@ struct SendingTests {
     batch.append(payload.span.bytes, to: destination)
     batch.append(payload.span.bytes, to: destination, traits: traits)
     expectUnsupported { _ = try socket.send(batch) }
+    var control = ControlData()
+    control.append(traits)
+    batch.removeAll()
+    batch.append(payload.span.bytes, to: destination, control: control)
+    expectUnsupported { _ = try socket.send(batch) }
     #expect(throws: Errno.protocolNotAvailable) { try socket.fileDescriptor.setSentTraits(traits) }
     #expect(throws: Errno.self) { try socket.fileDescriptor.sentTraits() }
 
@@ -293,6 +298,34 @@ struct ControlDataTests {
       Array(control.bytes.prefix(ctraits_cmsg_space(length)))
         == Array(controlMessage(level: SOL_SOCKET, type: -5, first).prefix(ctraits_cmsg_len(length)))
         + padding)
+  }
+
+  @Test("tells its traits, for what is said of a batch's datagrams")
+  func traits() throws {
+    let traits = try someTraits()
+    let payload: [UInt8] = [1]
+    var control = ControlData()
+    control.append(level: .ipv4, type: .init(rawValue: IP_TOS), Int32(0))
+    #expect(control.traits.isEmpty)
+    // Malformed ones, which the kernel is to find.
+    control.append(level: .traits, type: .traits, data: payload.span.bytes)
+    #expect(control.traits.isEmpty)
+    control.append(traits)
+    #expect(control.traits == traits)
+    var other = Traits()
+    try other.set(7, for: TraitKey<UInt32>(id(3)))
+    try other.set(8, for: TraitKey<UInt32>(id(4)))
+    control.append(level: .traits, type: .traits, data: other.records.span.bytes)
+    var both = traits
+    try both.set(7, for: TraitKey<UInt32>(id(3)))
+    try both.set(8, for: TraitKey<UInt32>(id(4)))
+    #expect(control.traits == both)
+
+    var batch = SendBatch()
+    batch.append(payload.span.bytes)
+    batch.append(payload.span.bytes, control: control)
+    batch.append(payload.span.bytes, traits: traits)
+    #expect((0..<3).map { batch.traits(at: $0) } == [Traits(), both, traits])
   }
 
   @Test("has numbers of the size of their type")
