@@ -194,7 +194,7 @@ extension TraitError {
         (.unsupportedSocket, "this kind of socket does not send traits")
       case .noSuchFileOrDirectory: (.noSuchKey, Self.noSuchKey(traits))
       case .notPermitted: (.notPermitted, Self.notPermitted(traits))
-      case .invalidArgument: (.sizeMismatch, Self.sizeMismatch(traits))
+      case .invalidArgument: (.invalidArgument, Self.sizeMismatch(traits))
       default: (.systemCall, "the traits \(traits) cannot be set")
       }
     self.init(code, message, underlyingError: error)

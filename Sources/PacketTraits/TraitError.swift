@@ -64,13 +64,13 @@ extension TraitError {
     /// The corresponding error is `ENOSPC`.
     public static var registryFull: Code { Code(storage: .registryFull) }
 
-    /// A value that is not allowed.
+    /// A value that is not allowed, as one that was to be sent and has another
+    /// size than its key.
     ///
     /// The corresponding errors are `EINVAL` and `ERANGE`.
     public static var invalidArgument: Code { Code(storage: .invalidArgument) }
 
-    /// The key's values have another length than was asked for, or than those
-    /// that were to be sent.
+    /// The key's values have another length than was asked for.
     public static var sizeMismatch: Code { Code(storage: .sizeMismatch) }
 
     /// The values would take more than 192 bytes together.

@@ -195,7 +195,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///
   /// - Parameter traits: The traits; none turns it off.
   /// - Throws: ``TraitError/Code/noSuchKey`` if a key is not registered;
-  ///   ``TraitError/Code/sizeMismatch`` if a value has another size than its key;
+  ///   ``TraitError/Code/invalidArgument`` if a value has another size than its key;
   ///   ``TraitError/Code/notPermitted`` if a key is not open to all to be written
   ///   and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW`;
   ///   ``TraitError/Code/unsupportedKernel`` if there are no packet traits.

@@ -235,7 +235,7 @@ struct SendingTests {
     (.notSupportedOnSocket, .unsupportedSocket, "does not send traits"),
     (.noSuchFileOrDirectory, .noSuchKey, "[3, 9, 63]"),
     (.notPermitted, .notPermitted, "CAP_NET_ADMIN or CAP_NET_RAW is needed"),
-    (.invalidArgument, .sizeMismatch, "another size than its key"),
+    (.invalidArgument, .invalidArgument, "another size than its key"),
     (.noMemory, .systemCall, "cannot be set"),
   ]
 
