@@ -297,7 +297,8 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Returns: How many bytes of payload were sent: all.
   /// - Throws: `EMSGSIZE` if the payload is longer than a datagram can be,
   ///   `EDESTADDRREQ` if there is no destination, `EAGAIN`, `ENETUNREACH`,
-  ///   `ECONNREFUSED`, what else send(2) and udp(7) name. Then nothing was sent.
+  ///   `ECONNREFUSED`, what else send(2) and udp(7) name. Then nothing was sent,
+  ///   and of a datagram in pieces (``MessageFlags/more``) those before are gone.
   @discardableResult
   public func send(
     _ payload: RawSpan, to destination: InternetAddress? = nil, flags: MessageFlags = []
@@ -327,7 +328,8 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   together with the socket's; ``TraitError/Code/unsupportedKernel`` if there
   ///   are no packet traits; ``TraitError/Code/wouldBlock``;
   ///   ``TraitError/Code/systemCall`` with an error as `send(_:to:flags:)` throws
-  ///   it. Then nothing was sent.
+  ///   it. Then nothing was sent, and of a datagram in pieces those before are
+  ///   gone, unless it was refused for its traits.
   @discardableResult
   public func send(
     _ payload: RawSpan, to destination: InternetAddress? = nil, traits: Traits,

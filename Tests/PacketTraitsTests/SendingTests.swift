@@ -65,6 +65,29 @@ struct SendingTests {
     #expect(Array(bytes[..<datagram.length]) == [1, 2, 3, 4, 5])
   }
 
+  @Test("of a datagram in pieces begins anew after one that failed", arguments: families)
+  func moreFailure(family: InternetAddress.Family) throws {
+    let inbox = try loopbackSocket(family)
+    let outbox = try loopbackSocket(family)
+    try outbox.connect(to: try inbox.localAddress())
+    // Together more than a datagram can have; each alone is not.
+    let half = [UInt8](repeating: 1, count: 40_000)
+    try outbox.send(half.span.bytes, flags: .more)
+    #expect(throws: Errno.messageTooLong) { try outbox.send(half.span.bytes) }
+    try outbox.send(([2, 3] as [UInt8]).span.bytes)
+    // What is too long for any datagram IPv4 refuses before it looks at the pieces.
+    try outbox.send(([4] as [UInt8]).span.bytes, flags: .more)
+    let tooLong = [UInt8](repeating: 1, count: 65_536)
+    #expect(throws: Errno.messageTooLong) { try outbox.send(tooLong.span.bytes) }
+    try outbox.send(([5] as [UInt8]).span.bytes)
+    for payload in [[2, 3], family == .ipv4 ? [4, 5] : [5]] as [[UInt8]] {
+      var bytes = [UInt8](repeating: 0, count: 10)
+      let datagram = try inbox.receive(into: &bytes)
+      #expect(datagram.datagramLength == payload.count)
+      #expect(Array(bytes[..<datagram.length]) == payload)
+    }
+  }
+
   @Test("passes control messages on to the kernel")
   func control() throws {
     let inbox = try loopbackSocket()
