@@ -3,6 +3,7 @@
 import CTraits
 import Glibc
 import NetworkLab
+import Synchronization
 import SystemPackage
 import Testing
 
@@ -555,16 +556,39 @@ struct BatchTests {
 
   @Test("of more datagrams than the kernel takes at once are sent, all of them")
   func many() throws {
-    let inbox = try loopbackSocket()
-    let outbox = try loopbackSocket()
-    try outbox.connect(to: try inbox.localAddress())
-    var batch = SendBatch()
-    // The kernel takes 1024 (UIO_MAXIOV) and says nothing of the others.
-    for number in 0..<2500 as Range<UInt32> {
-      let bytes = withUnsafeBytes(of: number) { Array($0) }
-      batch.append(bytes.span.bytes)
+    // Where nothing is lost: who sends waits until there is room.
+    var ends: [Int32] = [0, 0]
+    try #require(
+      socketpair(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0)
+    let (outbox, inbox) = (FileDescriptor(rawValue: ends[0]), FileDescriptor(rawValue: ends[1]))
+    defer {
+      try? outbox.close()
+      try? inbox.close()
     }
-    #expect(try outbox.send(batch).map { try $0.get() } == [Int](repeating: 4, count: 2500))
+    // The kernel takes 1024 (UIO_MAXIOV) and says nothing of the others.
+    let payloads = (0..<2500 as Range<UInt32>).map { number in
+      withUnsafeBytes(of: number) { Array($0) } + [UInt8](repeating: 7, count: Int(number % 61))
+    }
+    var batch = SendBatch()
+    for payload in payloads { batch.append(payload.span.bytes) }
+    let received = Mutex<[[UInt8]]>([])
+    // Its room is used by the reader's thread alone.
+    let room = Mutex(ReceiveBatch(capacity: 16, payloadCapacity: 100))
+    _ = try repeating {
+      room.withLock { room in
+        guard (try? inbox.receiveMessages(into: &room, flags: .doNotWait)) != nil else { return }
+        for index in 0..<room.count {
+          let payload = room.payload(at: index)
+          received.withLock { $0.append(payload) }
+        }
+      }
+      usleep(10)
+    } during: { _ in
+      let results = outbox.sendMessages(batch)
+      #expect(results == payloads.map { .success($0.count) })
+      for _ in 0..<10_000 where received.withLock(\.count) < payloads.count { usleep(1000) }
+    }
+    #expect(received.withLock { $0 } == payloads)
   }
 
   @Test("are not overtaken by what is behind them when there is no room")
