@@ -14,7 +14,8 @@ internal import SystemPackage
 // queue, which runs its handlers on threads that are made when the others are
 // busy. It must be resumed as often as it was suspended before it may go. And it
 // tells at once, again and again, of a socket whose queue of errors nobody
-// reads. Here each wait is one epoll_ctl(2), and there is libc alone beneath.
+// reads. Here each wait is one poll(2) and one epoll_ctl(2), and there is libc alone
+// beneath.
 
 /// What is waited for, as poll(2) has it: something to receive, and that nothing
 /// will come any more.
