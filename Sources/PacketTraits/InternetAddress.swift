@@ -139,6 +139,18 @@ public struct InternetAddress: Hashable, Sendable {
     return call(sockaddr_in6(sin6_addr: address, port: port, scope: scope))
   }
 
+  /// The address as C has it, with its length in bytes.
+  var storage: (sockaddr_storage, socklen_t) {
+    var storage = sockaddr_storage()
+    let length = withSockaddr { address, length in
+      withUnsafeMutableBytes(of: &storage) {
+        $0.copyMemory(from: UnsafeRawBufferPointer(start: address, count: Int(length)))
+      }
+      return length
+    }
+    return (storage, length)
+  }
+
   /// The address without the port, in its usual notation.
   public var host: String {
     var text = [CChar](repeating: 0, count: Int(INET6_ADDRSTRLEN))

@@ -5,7 +5,7 @@ internal import Glibc
 public import SystemPackage
 
 /// Flags of `recvmsg()` (recv(2)), those that are asked for and those that come
-/// back.
+/// back, and of `sendmsg()` (send(2)).
 public struct MessageFlags: OptionSet, Hashable, Sendable {
   public let rawValue: Int32
 
@@ -16,7 +16,7 @@ public struct MessageFlags: OptionSet, Hashable, Sendable {
   /// The corresponding C constant is `MSG_PEEK`.
   public static var peek: MessageFlags { MessageFlags(rawValue: Int32(MSG_PEEK)) }
 
-  /// Fail with `EAGAIN` instead of waiting.
+  /// Fail with `EAGAIN` instead of waiting, when receiving and when sending.
   ///
   /// The corresponding C constant is `MSG_DONTWAIT`.
   public static var doNotWait: MessageFlags { MessageFlags(rawValue: Int32(MSG_DONTWAIT)) }
@@ -29,6 +29,24 @@ public struct MessageFlags: OptionSet, Hashable, Sendable {
   ///
   /// The corresponding C constant is `MSG_TRUNC`.
   public static var truncated: MessageFlags { MessageFlags(rawValue: Int32(MSG_TRUNC)) }
+
+  /// When sending: more is to come of this datagram, which is sent by the first
+  /// call without this flag (udp(7), `UDP_CORK`). It has the traits of the call
+  /// that began it, and what a later call says of them must be the same.
+  ///
+  /// A call that fails discards the pieces before it, also for lack of room
+  /// (`EAGAIN`) or memory (`ENOBUFS`): the datagram is to be begun anew. Only one
+  /// that is refused for its traits (`EINVAL`, `ENOENT`, `EPERM`) leaves them as
+  /// they are; over IPv4 also one with more than 65,535 bytes (`EMSGSIZE`).
+  ///
+  /// The corresponding C constant is `MSG_MORE`.
+  public static var more: MessageFlags { MessageFlags(rawValue: Int32(MSG_MORE)) }
+
+  /// When receiving: a message of the queue of errors, which the options
+  /// `IP_RECVERR` and `SO_TIMESTAMPING` fill (ip(7)).
+  ///
+  /// The corresponding C constant is `MSG_ERRQUEUE`.
+  public static var errorQueue: MessageFlags { MessageFlags(rawValue: Int32(MSG_ERRQUEUE)) }
 
   /// Control messages were left out or cut off for lack of room.
   ///
@@ -44,9 +62,9 @@ public struct ReceivedMessage: Sendable {
   /// as it has.
   public let length: Int
 
-  /// What `recvmsg()` returned: ``length``, or more bytes than that if
-  /// ``MessageFlags/truncated`` was asked for and the message is longer than
-  /// the buffer.
+  /// What `recvmsg()` returned: ``length``, or more bytes than that if the
+  /// message is longer than the buffer and ``MessageFlags/truncated`` was asked
+  /// for, as ``ReceiveBatch`` always does.
   public let messageLength: Int
 
   /// How many bytes of control data were written.
@@ -85,6 +103,20 @@ public struct ReceivedDatagram: Sendable {
   ///
   /// The corresponding C constant is `MSG_CTRUNC`.
   public let areTraitsTruncated: Bool
+
+  /// - Parameters:
+  ///   - message: What was received with ``MessageFlags/truncated`` asked for.
+  ///   - control: Its control data.
+  /// - Throws: As ``Traits/init(controlMessages:)``.
+  init(_ message: ReceivedMessage, control: RawSpan) throws(TraitError) {
+    let found = try Traits.find(in: control)
+    length = message.length
+    datagramLength = message.messageLength
+    source = message.source
+    traits = found ?? Traits()
+    isPayloadTruncated = message.flags.contains(.truncated)
+    areTraitsTruncated = message.flags.contains(.controlTruncated) && found == nil
+  }
 }
 
 extension FileDescriptor {
@@ -97,8 +129,8 @@ extension FileDescriptor {
   ///   open to all and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW`
   ///   over the socket's network namespace (in the initial user namespace, for
   ///   a key that crosses network namespaces); `EOPNOTSUPP` if the socket is
-  ///   not of UDP over IPv4 or IPv6; `ENOPROTOOPT` if this kernel has no packet
-  ///   traits.
+  ///   of none of UDP, UDP-Lite, raw and ICMP ("ping") over IPv4 or IPv6, and no
+  ///   packet socket; `ENOPROTOOPT` if this kernel has no packet traits.
   public func setReceivedTraits(_ mask: TraitMask) throws(Errno) {
     var bits = mask.rawValue
     guard
@@ -112,8 +144,8 @@ extension FileDescriptor {
   ///
   /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_RECV`.
   ///
-  /// - Throws: `EOPNOTSUPP` if the socket is not of UDP over IPv4 or IPv6;
-  ///   `ENOPROTOOPT` or `EOPNOTSUPP` if this kernel has no packet traits.
+  /// - Throws: `EOPNOTSUPP` if the socket is of another kind, see
+  ///   ``setReceivedTraits(_:)``; `ENOPROTOOPT` or `EOPNOTSUPP` if this kernel has no packet traits.
   public func receivedTraits() throws(Errno) -> TraitMask {
     var bits: UInt64 = 0
     var length = socklen_t(MemoryLayout.size(ofValue: bits))
@@ -141,6 +173,9 @@ extension FileDescriptor {
   ///   - retryOnInterrupt: Whether to go on waiting if a signal came, though
   ///     no longer than the socket's time-out (`SO_RCVTIMEO`), which counts
   ///     from the call.
+  /// - Returns: What came. When the socket is shut down for receiving
+  ///   (shutdown(2)) and nothing is there, at once a message of length 0 whose
+  ///   source is nil; a datagram socket that does not wait says `EAGAIN`.
   /// - Throws: `EAGAIN` if nothing came within the socket's time-out, or at all
   ///   without waiting; `EINTR` if a signal came and `retryOnInterrupt` is
   ///   false; `ENOTSOCK`; what else recv(2) names.
@@ -245,7 +280,7 @@ extension TraitError {
       switch error {
       case .protocolNotAvailable: (.unsupportedKernel, "this kernel has no packet traits")
       case .notSupportedOnSocket:
-        (.unsupportedSocket, "only UDP sockets over IPv4 or IPv6 receive traits")
+        (.unsupportedSocket, "this kind of socket does not receive traits")
       case .noSuchFileOrDirectory:
         (.noSuchKey, "one of the keys \(mask) that were asked for is not registered")
       case .notPermitted:

@@ -69,21 +69,36 @@ extension Traits {
 
   /// These traits as an array of records in key order; see ``init(records:)``.
   public var records: [UInt8] {
-    var records = [UInt8](repeating: 0, count: count * RecordLayout.size)
-    var elements = records.mutableSpan
-    var bytes = elements.mutableBytes
+    [UInt8](unsafeUninitializedCapacity: recordByteCount) { buffer, count in
+      count = writeRecords(to: UnsafeMutableRawBufferPointer(buffer))
+    }
+  }
+
+  /// How many bytes ``records`` has.
+  var recordByteCount: Int { count * RecordLayout.size }
+
+  /// Writes ``records`` to the start of `buffer`, which has room for them and
+  /// need not be initialized.
+  ///
+  /// - Returns: ``recordByteCount``
+  @discardableResult
+  func writeRecords(to buffer: UnsafeMutableRawBufferPointer) -> Int {
+    UnsafeMutableRawBufferPointer(rebasing: buffer[..<recordByteCount])
+      .initializeMemory(as: UInt8.self, repeating: 0)
     var start = 0
     for element in self {
-      bytes.storeBytes(
+      buffer.storeBytes(
         of: element.id.rawValue, toByteOffset: start + RecordLayout.key, as: UInt32.self)
-      bytes.storeBytes(
+      buffer.storeBytes(
         of: UInt16(element.size.rawValue), toByteOffset: start + RecordLayout.length, as: UInt16.self)
-      for (offset, byte) in element.bytes.enumerated() {
-        bytes.storeBytes(
-          of: byte, toByteOffset: start + RecordLayout.value + offset, as: UInt8.self)
+      let value = start + RecordLayout.value
+      element.withBytes {
+        $0.withUnsafeBytes {
+          UnsafeMutableRawBufferPointer(rebasing: buffer[value..<value + $0.count]).copyMemory(from: $0)
+        }
       }
       start += RecordLayout.size
     }
-    return records
+    return start
   }
 }

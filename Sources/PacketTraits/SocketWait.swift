@@ -31,10 +31,12 @@ struct SocketWait {
       isAllowed: isAllowed, retryOnInterrupt: retryOnInterrupt)
   }
 
-  static func toSend(_ descriptor: FileDescriptor) -> SocketWait {
+  static func toSend(
+    _ descriptor: FileDescriptor, isAllowed: Bool, retryOnInterrupt: Bool
+  ) -> SocketWait {
     SocketWait(
-      descriptor: descriptor, option: SO_SNDTIMEO, events: POLLOUT, isAllowed: true,
-      retryOnInterrupt: true)
+      descriptor: descriptor, option: SO_SNDTIMEO, events: POLLOUT, isAllowed: isAllowed,
+      retryOnInterrupt: retryOnInterrupt)
   }
 
   private init(

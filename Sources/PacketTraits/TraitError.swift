@@ -38,7 +38,8 @@ extension TraitError {
     /// no generic netlink family of the name `traits`.
     public static var unsupportedKernel: Code { Code(storage: .unsupportedKernel) }
 
-    /// Not a UDP socket over IPv4 or IPv6: others have no traits.
+    /// A socket whose packets are not given traits, or one that is not of UDP
+    /// over IPv4 or IPv6 where one of these is needed.
     ///
     /// The corresponding error is `EOPNOTSUPP`.
     public static var unsupportedSocket: Code { Code(storage: .unsupportedSocket) }
@@ -63,7 +64,8 @@ extension TraitError {
     /// The corresponding error is `ENOSPC`.
     public static var registryFull: Code { Code(storage: .registryFull) }
 
-    /// A value that is not allowed.
+    /// A value that is not allowed, as one that was to be sent and has another
+    /// size than its key.
     ///
     /// The corresponding errors are `EINVAL` and `ERANGE`.
     public static var invalidArgument: Code { Code(storage: .invalidArgument) }
@@ -72,6 +74,8 @@ extension TraitError {
     public static var sizeMismatch: Code { Code(storage: .sizeMismatch) }
 
     /// The values would take more than 192 bytes together.
+    ///
+    /// The corresponding error is `ENOSPC` of `sendmsg()`.
     public static var limitExceeded: Code { Code(storage: .limitExceeded) }
 
     /// Bytes that are no array of trait records.
@@ -83,7 +87,8 @@ extension TraitError {
     /// The kernel's reply is not what the protocol says.
     public static var malformedReply: Code { Code(storage: .malformedReply) }
 
-    /// Nothing arrived in time, or at all on a nonblocking socket.
+    /// Nothing arrived in time, or at all on a nonblocking socket; or nothing
+    /// could be sent in time, as the socket's room for that is taken.
     ///
     /// The corresponding error is `EAGAIN`.
     public static var wouldBlock: Code { Code(storage: .wouldBlock) }

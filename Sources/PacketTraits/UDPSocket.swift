@@ -136,6 +136,19 @@ public struct UDPSocket: ~Copyable, Sendable {
     return address
   }
 
+  /// Sets where datagrams go without an address of their own, and that none are
+  /// received from elsewhere.
+  ///
+  /// The corresponding C function is `connect`.
+  ///
+  /// - Throws: `ENETUNREACH`, `EACCES` for a broadcast address, what else
+  ///   connect(2) and udp(7) name.
+  public func connect(to address: InternetAddress) throws(Errno) {
+    guard address.withSockaddr({ Glibc.connect(fileDescriptor.rawValue, $0, $1) }) == 0 else {
+      throw Errno.current
+    }
+  }
+
   // MARK: Options
 
   /// Asks that ``receive(into:flags:)`` hands over these keys' traits, and no
@@ -172,6 +185,47 @@ public struct UDPSocket: ~Copyable, Sendable {
     }
   }
 
+  /// Gives these traits to every datagram that this socket sends from now on,
+  /// instead of those that were set before.
+  ///
+  /// They belong to the socket: whoever has a descriptor of it sends with them,
+  /// whatever rights he has.
+  ///
+  /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_SEND`.
+  ///
+  /// - Parameter traits: The traits; none turns it off.
+  /// - Throws: ``TraitError/Code/noSuchKey`` if a key is not registered;
+  ///   ``TraitError/Code/invalidArgument`` if a value has another size than its key;
+  ///   ``TraitError/Code/notPermitted`` if a key is not open to all to be written
+  ///   and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW`;
+  ///   ``TraitError/Code/unsupportedKernel`` if there are no packet traits.
+  ///   Then nothing has changed.
+  public func setSentTraits(_ traits: Traits) throws(TraitError) {
+    do throws(Errno) {
+      try fileDescriptor.setSentTraits(traits)
+    } catch {
+      throw TraitError(settingSent: traits, error)
+    }
+  }
+
+  /// The traits that ``setSentTraits(_:)`` set, less those whose keys have been
+  /// removed from the registry.
+  ///
+  /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_SEND`.
+  ///
+  /// - Throws: ``TraitError/Code/unsupportedKernel`` if there are no packet
+  ///   traits; ``TraitError/Code/malformedRecords`` if the kernel gave something
+  ///   else than records of traits.
+  public func sentTraits() throws(TraitError) -> Traits {
+    let records: [UInt8]
+    do throws(Errno) {
+      records = try fileDescriptor.sentRecords()
+    } catch {
+      throw TraitError(askedForSent: error)
+    }
+    return try Traits(records: records.span.bytes)
+  }
+
   /// Limits how long ``receive(into:flags:)`` waits for a datagram. Signals do
   /// not make it longer.
   ///
@@ -181,15 +235,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   a tick of its clock (1 to 10 ms); nil for as long as it takes.
   /// - Throws: `EINVAL` if the time-out is negative.
   public func setReceiveTimeout(_ timeout: Duration?) throws(Errno) {
-    var value = timeval()
-    if let timeout {
-      guard timeout >= .zero else { throw Errno.invalidArgument }
-      // To the kernel 0 means without limit, and a timeout of 0 does not.
-      let (seconds, attoseconds) = max(timeout, .microseconds(1)).components
-      value.tv_sec = time_t(clamping: seconds)
-      value.tv_usec = suseconds_t(attoseconds / 1_000_000_000_000)
-    }
-    try fileDescriptor.setOption(SOL_SOCKET, SO_RCVTIMEO, value)
+    try fileDescriptor.setTimeout(SO_RCVTIMEO, timeout)
   }
 
   /// Sets the room for datagrams that wait to be received.
@@ -202,6 +248,28 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: What setsockopt(2) names.
   public func setReceiveBufferSize(_ size: Int32) throws(Errno) {
     try fileDescriptor.setOption(SOL_SOCKET, SO_RCVBUF, size)
+  }
+
+  /// Limits how long sending waits for room. Signals do not make it longer.
+  ///
+  /// The corresponding C constant is `SO_SNDTIMEO`.
+  ///
+  /// - Parameter timeout: As of ``setReceiveTimeout(_:)``.
+  /// - Throws: `EINVAL` if the time-out is negative.
+  public func setSendTimeout(_ timeout: Duration?) throws(Errno) {
+    try fileDescriptor.setTimeout(SO_SNDTIMEO, timeout)
+  }
+
+  /// Sets the room for datagrams that wait to be sent.
+  ///
+  /// The corresponding C constant is `SO_SNDBUF` (socket(7)), of which holds
+  /// what ``setReceiveBufferSize(_:)`` says, with the parameter
+  /// `net.core.wmem_max`.
+  ///
+  /// - Parameter size: In bytes, before it is doubled.
+  /// - Throws: What setsockopt(2) names.
+  public func setSendBufferSize(_ size: Int32) throws(Errno) {
+    try fileDescriptor.setOption(SOL_SOCKET, SO_SNDBUF, size)
   }
 
   /// Sets whether an IPv6 socket refuses IPv4. To be called before
@@ -217,26 +285,62 @@ public struct UDPSocket: ~Copyable, Sendable {
 
   // MARK: Datagrams
 
-  /// Sends one datagram, without traits of its own.
+  /// Sends one datagram, without traits of its own: it has those of
+  /// ``setSentTraits(_:)``.
   ///
-  /// The corresponding C function is `sendto`.
+  /// The corresponding C function is `sendmsg`.
   ///
+  /// - Parameters:
+  ///   - payload: The whole datagram.
+  ///   - destination: Where to; nil for where ``connect(to:)`` said.
+  ///   - flags: ``MessageFlags/doNotWait``, ``MessageFlags/more``, or none.
   /// - Returns: How many bytes of payload were sent: all.
   /// - Throws: `EMSGSIZE` if the payload is longer than a datagram can be,
-  ///   `ENETUNREACH`, `ECONNREFUSED`, what else sendto(2) and udp(7) name.
+  ///   `EDESTADDRREQ` if there is no destination, `EAGAIN`, `ENETUNREACH`,
+  ///   `ECONNREFUSED`, what else send(2) and udp(7) name. Then nothing was sent,
+  ///   and of a datagram in pieces (``MessageFlags/more``) those before are gone.
   @discardableResult
-  public func send(_ payload: RawSpan, to destination: InternetAddress) throws(Errno) -> Int {
-    let wait = SocketWait.toSend(fileDescriptor)
-    let result: Result<Int, Errno> = payload.withUnsafeBytes { payload in
-      destination.withSockaddr { address, length in
-        wait.call { flags in
-          sendto(
-            fileDescriptor.rawValue, payload.baseAddress, payload.count,
-            flags | Int32(MSG_NOSIGNAL), address, length)
-        }
-      }
+  public func send(
+    _ payload: RawSpan, to destination: InternetAddress? = nil, flags: MessageFlags = []
+  ) throws(Errno) -> Int {
+    try fileDescriptor.sendMessage(payload, to: destination, flags: flags)
+  }
+
+  /// Sends one datagram with these traits, over those of ``setSentTraits(_:)``:
+  /// of a key that is in both it has this value.
+  ///
+  /// The corresponding C function is `sendmsg`, with the constants `SOL_TRAITS`
+  /// and `SCM_TRAITS`.
+  ///
+  /// - Parameters:
+  ///   - payload: The whole datagram.
+  ///   - destination: Where to; nil for where ``connect(to:)`` said.
+  ///   - traits: Of this datagram alone.
+  ///   - flags: ``MessageFlags/doNotWait``, ``MessageFlags/more``, or none.
+  /// - Returns: How many bytes of payload were sent: all.
+  /// - Throws: ``TraitError/Code/noSuchKey`` if a key is not registered;
+  ///   ``TraitError/Code/notPermitted`` if a key is not open to all to be written
+  ///   and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW`, or if a
+  ///   packet filter refuses the datagram; ``TraitError/Code/invalidArgument`` if
+  ///   a value has another size than its key, or the datagram was begun with
+  ///   other traits (``MessageFlags/more``);
+  ///   ``TraitError/Code/limitExceeded`` if the values take more than 192 bytes
+  ///   together with the socket's; ``TraitError/Code/unsupportedKernel`` if there
+  ///   are no packet traits; ``TraitError/Code/wouldBlock``;
+  ///   ``TraitError/Code/systemCall`` with an error as `send(_:to:flags:)` throws
+  ///   it. Then nothing was sent, and of a datagram in pieces those before are
+  ///   gone, unless it was refused for its traits.
+  @discardableResult
+  public func send(
+    _ payload: RawSpan, to destination: InternetAddress? = nil, traits: Traits,
+    flags: MessageFlags = []
+  ) throws(TraitError) -> Int {
+    if !traits.isEmpty { try fileDescriptor.requireSentTraits() }
+    do throws(Errno) {
+      return try fileDescriptor.sendMessage(payload, to: destination, traits: traits, flags: flags)
+    } catch {
+      throw TraitError(sending: traits, error)
     }
-    return try result.get()
   }
 
   /// Receives one datagram with those traits that ``setReceivedTraits(_:)``
@@ -248,8 +352,10 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   - payload: Where the payload goes. What does not fit is lost, which the
   ///     result tells.
   ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
-  /// - Returns: What came. When the socket was shut down for receiving
-  ///   (shutdown(2)), an empty datagram without a source.
+  /// - Returns: What came. When the socket is shut down for receiving
+  ///   (shutdown(2)) and nothing is there, at once a datagram of length 0 whose
+  ///   source is nil; with ``MessageFlags/doNotWait`` that is
+  ///   ``TraitError/Code/wouldBlock``.
   /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the
   ///   time-out of ``setReceiveTimeout(_:)``, or at all without waiting;
   ///   ``TraitError/Code/systemCall`` with another error of recv(2);
@@ -272,14 +378,8 @@ public struct UDPSocket: ~Copyable, Sendable {
       throw TraitError(receiving: error)
     }
 
-    let traits = try Traits.find(in: words.span.bytes.extracting(0..<message.controlLength))
-    return ReceivedDatagram(
-      length: message.length,
-      datagramLength: message.messageLength,
-      source: message.source,
-      traits: traits ?? Traits(),
-      isPayloadTruncated: message.flags.contains(.truncated),
-      areTraitsTruncated: message.flags.contains(.controlTruncated) && traits == nil)
+    return try ReceivedDatagram(
+      message, control: words.span.bytes.extracting(0..<message.controlLength))
   }
 
   /// Receives one datagram into an array, whose length stays as it is: the
@@ -308,6 +408,19 @@ extension FileDescriptor {
       setsockopt(rawValue, level, name, $0.baseAddress, socklen_t($0.count))
     }
     guard status == 0 else { throw Errno.current }
+  }
+
+  /// - Parameter name: `SO_RCVTIMEO` or `SO_SNDTIMEO`.
+  fileprivate func setTimeout(_ name: Int32, _ timeout: Duration?) throws(Errno) {
+    var value = timeval()
+    if let timeout {
+      guard timeout >= .zero else { throw Errno.invalidArgument }
+      // To the kernel 0 means without limit, and a timeout of 0 does not.
+      let (seconds, attoseconds) = max(timeout, .microseconds(1)).components
+      value.tv_sec = time_t(clamping: seconds)
+      value.tv_usec = suseconds_t(attoseconds / 1_000_000_000_000)
+    }
+    try setOption(SOL_SOCKET, name, value)
   }
 
   fileprivate func option(_ level: Int32, _ name: Int32) throws(Errno) -> Int32 {

@@ -97,6 +97,17 @@ struct DatagramReport: Encodable {
   }
 }
 
+struct SentReport: Encodable {
+  var destination: String
+  /// Of the datagram's payload, in bytes.
+  var length: Int
+  var traits: [TraitReport]
+
+  var text: String {
+    (["\(destination)", "length \(length)"] + traits.map(\.text)).joined(separator: "  ")
+  }
+}
+
 func printJSON(_ value: some Encodable) throws {
   let encoder = JSONEncoder()
   encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]

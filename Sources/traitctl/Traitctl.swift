@@ -19,7 +19,7 @@ struct Traitctl: ParsableCommand {
       failure, 64 on malformed arguments, 69 if this kernel has no packet \
       traits.
       """,
-    subcommands: [Keys.self, Listen.self])
+    subcommands: [Keys.self, Listen.self, Send.self])
 
   static func main() {
     // A pipe that nobody reads is then an error of writing, which
@@ -56,6 +56,23 @@ func reportingErrors(_ body: () throws -> Void) throws {
 
 func complain(_ message: String) {
   _ = try? FileDescriptor.standardError.writeAll("traitctl: \(message)\n".utf8)
+}
+
+/// Prints for as long as somebody reads, and then nothing more: for commands
+/// whose output is not what they are run for.
+struct ReadersPrinter {
+  private var isRead = true
+
+  /// - Parameter print: Prints. A pipe without a reader (`EPIPE`) is no error
+  ///   here, and ends it.
+  mutating func callAsFunction(_ print: () throws -> Void) throws {
+    guard isRead else { return }
+    do {
+      try print()
+    } catch let error as Errno where error == .brokenPipe {
+      isRead = false
+    }
+  }
 }
 
 /// Writes a line at once, even into a pipe.

@@ -22,6 +22,7 @@ struct LayoutTests {
   func constants() {
     #expect(SOL_TRAITS == 288)
     #expect(TRAITS_RECV == 1)
+    #expect(TRAITS_SEND == 2)
     #expect(SCM_TRAITS == 1)
     #expect(TRAITS_KEYS_MAX == 64)
     #expect(TRAITS_VALUE_MAX == 16)

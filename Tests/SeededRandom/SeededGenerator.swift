@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 
+internal import Glibc
+
 /// A generator whose numbers follow from its seed (SplitMix64).
 public struct SeededGenerator: RandomNumberGenerator {
   private var state: UInt64
@@ -8,8 +10,17 @@ public struct SeededGenerator: RandomNumberGenerator {
 
   /// Arguments for a test: seeds that are the same in every run, and one that
   /// is new. The runner prints a test's argument before it begins with it, so
-  /// that a crash can be repeated, too.
-  public static let seeds: [UInt64] = [1, 2, 3, .random(in: .min ... .max)]
+  /// that a crash can be repeated, too: `PACKET_TRAITS_SEED` names the one seed
+  /// to be used.
+  public static let seeds: [UInt64] = {
+    if let text = getenv("PACKET_TRAITS_SEED") {
+      guard let seed = UInt64(String(cString: text)) else {
+        fatalError("PACKET_TRAITS_SEED must be a number from 0 to \(UInt64.max)")
+      }
+      return [seed]
+    }
+    return [1, 2, 3, .random(in: .min ... .max)]
+  }()
 
   public mutating func next() -> UInt64 {
     state &+= 0x9e37_79b9_7f4a_7c15

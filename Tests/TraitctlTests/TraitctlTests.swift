@@ -20,18 +20,27 @@ struct TraitctlTests {
   @Test(
     "explains itself",
     arguments: [
-      ([], ["keys", "listen", "69 if this kernel has no packet traits"]),
+      ([], ["keys", "listen", "send", "69 if this kernel has no packet traits"]),
       (["keys"], ["add", "del", "list", "stats"]),
       (["keys", "add"], ["--size", "--id", "--open-read", "--open-write", "--cross-netns", "4, 8 or 16"]),
       (["keys", "del"], ["name or number"]),
       (["keys", "list"], ["--json"]),
       (["keys", "stats"], ["discarded", "allocated", "evicted", "lost", "--json"]),
       (["listen"], ["--address", "--port", "--key", "--count", "--timeout", "--json"]),
+      (
+        ["send"],
+        [
+          "--address", "--port", "--trait <name=value>", "--sticky", "--count", "--interval", "--json",
+          "after 0x",
+        ]
+      ),
     ] as [([String], [String])])
   func help(command: [String], words: [String]) throws {
     let outcome = try Command([try Command.built("traitctl")] + command + ["--help"]).wait()
     #expect(outcome.status == 0)
-    for word in words { #expect(outcome.output.contains(word), "\(outcome.output)") }
+    // Wherever its lines end.
+    let text = outcome.output.split(whereSeparator: \.isWhitespace).joined(separator: " ")
+    for word in words { #expect(text.contains(word), "\(outcome.output)") }
   }
 
   @Test(
@@ -51,6 +60,20 @@ struct TraitctlTests {
       (["listen", "--port", "1", "--timeout", "0"], "--timeout is 0.0, but must be"),
       (["listen", "--port", "1", "--timeout", "nan"], "--timeout is nan, but must be"),
       (["listen", "--port", "1", "--address", "localhost"], "--address is \"localhost\", but must be"),
+      (["send", "--address", "::1"], "--port"),
+      (["send", "--port", "1"], "--address"),
+      (["send", "--port", "0", "--address", "::1"], "--port is 0, but must be 1 to 65535"),
+      (["send", "--port", "1", "--address", "a.b"], "--address is \"a.b\", but must be"),
+      (["send", "--port", "1", "--address", "::1", "--count", "0"], "--count is 0, but must be 1 or more"),
+      (["send", "--port", "1", "--address", "::1", "--interval", "-1"], "--interval"),
+      (["send", "--port", "1", "--address", "::1", "--interval", "nan"], "--interval is nan, but must be"),
+      (["send", "--port", "1", "--address", "::1", "--trait", "flow"], "'flow'"),
+      (["send", "--port", "1", "--address", "::1", "--trait", "=1"], "'=1'"),
+      (["send", "--port", "1", "--address", "::1", "--trait", "flow="], "'flow='"),
+      (
+        ["send", "--port", "1", "--address", "::1", "--trait", "a=1", "--trait", "b=1", "--trait", "a=2"],
+        "--trait gives a two values"
+      ),
     ] as [([String], String)])
   func wrongArguments(arguments: [String], message: String) throws {
     let outcome = try Command([try Command.built("traitctl")] + arguments).wait()
@@ -66,6 +89,7 @@ struct TraitctlTests {
       ["traitctl", "keys", "list"], ["traitctl", "keys", "list", "--json"],
       ["traitctl", "keys", "add", "a", "--size", "4"], ["traitctl", "keys", "del", "a"],
       ["traitctl", "keys", "stats"], ["traitctl", "listen", "--port", "0"],
+      ["traitctl", "send", "--address", "127.0.0.1", "--port", "9", "--trait", "a=1"],
       ["traits-demo"],
     ])
   func unsupported(command: [String]) throws {
@@ -77,7 +101,7 @@ struct TraitctlTests {
 
   @Test(
     "ends in silence when nobody reads its output",
-    arguments: [["--help"], ["keys", "add", "--help"], ["listen", "--help"]])
+    arguments: [["--help"], ["keys", "add", "--help"], ["listen", "--help"], ["send", "--help"]])
   func brokenPipe(arguments: [String]) throws {
     let outcome = try withoutReader(arguments)
     #expect(outcome.output == "0\n")
@@ -99,6 +123,23 @@ struct TraitctlTests {
     }
     #expect(unsupported == ExitCode(69))
   }
+
+  @Test("sends on when nobody reads what it prints, and says other errors")
+  func readersPrinter() throws {
+    var printToReader = ReadersPrinter()
+    var calls = 0
+    for _ in 0..<4 {
+      try printToReader {
+        calls += 1
+        if calls == 2 { throw Errno.brokenPipe }
+      }
+    }
+    #expect(calls == 2)
+    var other = ReadersPrinter()
+    for _ in 0..<2 {
+      #expect(throws: Errno.ioError) { try other { throw Errno.ioError } }
+    }
+  }
 }
 
 /// Runs traitctl with its output a pipe that has no reader any more, for sure;
@@ -110,6 +151,61 @@ func withoutReader(_ arguments: [String]) throws -> Command.Outcome {
       try Command.built("traitctl"),
     ] + arguments
   ).wait()
+}
+
+@Suite("Values at the command line")
+struct TraitArgumentTests {
+  @Test(
+    "are what listen prints",
+    arguments: [
+      (.bytes4, [0, 0, 0, 0]), (.bytes4, [1, 2, 3, 4]), (.bytes4, [0xff, 0xff, 0xff, 0xff]),
+      (.bytes8, [0, 0, 0, 0, 0, 0, 0, 0x80]), (.bytes8, [8, 7, 6, 5, 4, 3, 2, 1]),
+      (.bytes8, [UInt8](repeating: 0xff, count: 8)),
+      (.bytes16, Array(0..<16)), (.bytes16, [UInt8](repeating: 0xfe, count: 16)),
+    ] as [(TraitSize, [UInt8])])
+  func roundTrip(size: TraitSize, bytes: [UInt8]) throws {
+    var traits = Traits()
+    try traits.setBytes(bytes.span.bytes, for: TraitID(rawValue: 7)!)
+    let text = try TraitReport(try #require(traits.first), name: "a.b_c-1").text
+    let argument = try #require(TraitArgument(argument: text))
+    #expect(argument.name == "a.b_c-1")
+    #expect(try argument.bytes(size: size) == bytes)
+  }
+
+  @Test(
+    "may be hexadecimal",
+    arguments: [
+      ("0x0", .bytes4, 0), ("0xdeadBEEF", .bytes4, 0xdead_beef), ("0x10", .bytes8, 16),
+      ("0xffffffffffffffff", .bytes8, .max),
+    ] as [(String, TraitSize, UInt64)])
+  func hexadecimal(text: String, size: TraitSize, value: UInt64) throws {
+    let bytes = try #require(TraitArgument(argument: "a=\(text)")).bytes(size: size)
+    #expect(bytes == withUnsafeBytes(of: value.littleEndian) { Array($0.prefix(size.rawValue)) })
+  }
+
+  @Test(
+    "that are none of the key's size are refused, with what is right",
+    arguments: [
+      ("-1", .bytes4, "0 to 4294967295"), ("+1", .bytes4, "0 to 4294967295"),
+      ("4294967296", .bytes4, "0 to 4294967295"), ("0x100000000", .bytes4, "0 to 4294967295"),
+      ("-0", .bytes4, "0 to 4294967295"), ("0x-0", .bytes4, "0 to 4294967295"),
+      ("0x", .bytes4, "0 to 4294967295"), ("0x-1", .bytes4, "0 to 4294967295"),
+      ("0x+1", .bytes4, "0 to 4294967295"), ("ff", .bytes4, "0 to 4294967295"),
+      (" 1", .bytes4, "0 to 4294967295"), ("1=2", .bytes4, "0 to 4294967295"),
+      ("18446744073709551616", .bytes8, "0 to 18446744073709551615"),
+      ("1", .bytes16, "32 hexadecimal digits"),
+      ("000102030405060708090a0b0c0d0e0", .bytes16, "32 hexadecimal digits"),
+      ("000102030405060708090a0b0c0d0e0f0", .bytes16, "32 hexadecimal digits"),
+      ("000102030405060708090a0b0c0d0e0g", .bytes16, "32 hexadecimal digits"),
+      ("０00102030405060708090a0b0c0d0e", .bytes16, "32 hexadecimal digits"),
+    ] as [(String, TraitSize, String)])
+  func refused(text: String, size: TraitSize, right: String) throws {
+    let argument = try #require(TraitArgument(argument: "a=\(text)"))
+    let error = #expect(throws: TraitError.self) { try argument.bytes(size: size) }
+    #expect(error?.code == .invalidArgument)
+    #expect(error?.message.contains("the value \"\(text)\" of a must be") == true)
+    #expect(error?.message.contains(right) == true)
+  }
 }
 
 @Suite("Asking for all keys")

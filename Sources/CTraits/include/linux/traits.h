@@ -28,10 +28,17 @@
  */
 #define TRAITS_RECV		1
 
+/* TRAITS_SEND: an array of struct trait. Every packet that the socket sends has
+ * these; they replace those that were set before.
+ */
+#define TRAITS_SEND		2
+
 /* Control messages.
  *
- * SCM_TRAITS: an array of struct trait, in key order. Absent if the datagram
- * has none of the keys asked for, never cut short: whole, or MSG_CTRUNC.
+ * SCM_TRAITS: an array of struct trait. From recvmsg() in key order; absent if
+ * the datagram has none of the keys asked for, never cut short: whole, or
+ * MSG_CTRUNC. To sendmsg() in any order: traits of this datagram alone, beside
+ * those of TRAITS_SEND and instead of those with the same key.
  */
 #define SCM_TRAITS		1
 

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: MIT
+
+internal import Synchronization
+public import SystemPackage
+
+/// A datagram with its payload, as ``DatagramSequence`` gives it.
+public struct Datagram: Sendable {
+  /// The payload, as much as there was room for.
+  public let payload: [UInt8]
+
+  /// How many bytes of payload the datagram has: more than ``payload`` if there
+  /// was too little room for it.
+  public let datagramLength: Int
+
+  /// Where the datagram came from; nil if not from an IPv4 or IPv6 address.
+  public let source: InternetAddress?
+
+  /// Those of the keys asked for that the datagram has.
+  public let traits: Traits
+
+  /// Whether the end of the payload is lost for lack of room.
+  ///
+  /// The corresponding C constant is `MSG_TRUNC`.
+  public let isPayloadTruncated: Bool
+
+  /// Whether traits may be lost, as control messages of other options left no
+  /// room for them. Then ``traits`` is empty: they come whole or not at all.
+  ///
+  /// The corresponding C constant is `MSG_CTRUNC`.
+  public let areTraitsTruncated: Bool
+
+  init(_ received: ReceivedDatagram, payload: [UInt8]) {
+    self.payload = payload
+    datagramLength = received.datagramLength
+    source = received.source
+    traits = received.traits
+    isPayloadTruncated = received.isPayloadTruncated
+    areTraitsTruncated = received.areTraitsTruncated
+  }
+}
+
+/// The datagrams that come to a socket, for as long as one asks for them.
+///
+/// ```swift
+/// let sequence = try socket.datagrams()
+/// for try await datagram in sequence {
+///   print(datagram.payload.count, datagram.traits)
+/// }
+/// ```
+///
+/// Whoever waits for a datagram is suspended, and takes up no thread. When his
+/// task is cancelled the sequence ends for him: `next()` gives nil.
+///
+/// Datagrams are taken from the kernel when somebody asks for one, several with
+/// one system call, and no more than the queue has room for: so many wait in this
+/// program at most. All others wait in the socket's own queue, which
+/// ``UDPSocket/setReceiveBufferSize(_:)`` bounds, and past which the kernel drops
+/// them. A slow reader costs no memory.
+/// When the sequence goes, so do those that wait in its queue; with a queue of
+/// one datagram none ever does.
+///
+/// An error ends the sequence for who iterates, not the socket: ICMP errors of
+/// a connected socket (`ECONNREFUSED`) come this way. To iterate anew goes on
+/// where it was. Several tasks may iterate at once; each datagram goes to one of
+/// them.
+///
+/// When the socket is shut down for receiving (shutdown(2)), the sequence ends for
+/// all, after the datagrams that are there.
+///
+/// The sequence has a descriptor of its own, by dup(2): the socket stays open,
+/// and its port taken, until both are gone.
+public struct DatagramSequence: AsyncSequence, Sendable {
+  public typealias Element = Datagram
+  public typealias Failure = TraitError
+
+  private let inbox: Inbox
+
+  fileprivate init(
+    _ descriptor: FileDescriptor, queueCapacity: Int, payloadCapacity: Int
+  ) throws(Errno) {
+    inbox = try Inbox(
+      descriptor, queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
+  }
+
+  public func makeAsyncIterator() -> AsyncIterator { AsyncIterator(inbox: inbox) }
+
+  /// Asks for one datagram after another.
+  public struct AsyncIterator: AsyncIteratorProtocol {
+    fileprivate let inbox: Inbox
+    private var hasEnded = false
+
+    fileprivate init(inbox: Inbox) { self.inbox = inbox }
+
+    /// The next datagram, or nil if the task has been cancelled, if the socket is
+    /// shut down for receiving and has none, or if there was nil or an error
+    /// before.
+    ///
+    /// - Throws: ``TraitError/Code/systemCall`` with an error of recvmmsg(2) or
+    ///   epoll_ctl(2); ``TraitError/Code/malformedControlData`` or
+    ///   ``TraitError/Code/malformedRecords`` if the kernel gave no control
+    ///   messages or no records with a datagram, which then is lost.
+    public mutating func next() async throws(TraitError) -> Datagram? {
+      try await next(isolation: #isolation)
+    }
+
+    /// As ``next()``.
+    public mutating func next(
+      isolation actor: isolated (any Actor)?
+    ) async throws(TraitError) -> Datagram? {
+      try await next(isolation: actor) {}
+    }
+
+    /// As ``next()``.
+    ///
+    /// - Parameter beforeWait: What is to happen between that nothing is found
+    ///   and that it is waited for, where others may come first.
+    mutating func next(
+      isolation actor: isolated (any Actor)?, beforeWait: @Sendable () async -> Void
+    ) async throws(TraitError) -> Datagram? {
+      guard !hasEnded else { return nil }
+      // Unless there is a datagram to be returned.
+      hasEnded = true
+      guard let datagram = try await inbox.next(isolation: actor, beforeWait) else { return nil }
+      hasEnded = false
+      return datagram
+    }
+  }
+}
+
+/// A socket and the datagrams that were received from it, but not asked for yet.
+private final class Inbox: Sendable {
+  private struct Queue: ~Copyable {
+    var batch: ReceiveBatch
+    /// How many of the batch are taken.
+    var taken = 0
+  }
+
+  private let readiness: SocketReadiness
+  private let queue: Mutex<Queue>
+
+  init(
+    _ descriptor: FileDescriptor, queueCapacity: Int, payloadCapacity: Int
+  ) throws(Errno) {
+    readiness = try SocketReadiness(duplicating: descriptor)
+    queue = Mutex(
+      Queue(batch: ReceiveBatch(capacity: queueCapacity, payloadCapacity: payloadCapacity)))
+  }
+
+  /// nil if the task has been cancelled, or if nothing can come any more.
+  func next(
+    isolation actor: isolated (any Actor)?, _ beforeWait: @Sendable () async -> Void
+  ) async throws(TraitError) -> Datagram? {
+    var isShutDown = false
+    while !Task.isCancelled {
+      let generation = readiness.generation
+      if let datagram = try take() { return datagram }
+      guard !isShutDown else { return nil }
+      await beforeWait()
+      do throws(Errno) {
+        guard try readiness.foundNothing() else {
+          // But one may have come since the look.
+          isShutDown = true
+          continue
+        }
+        try await readiness.wait(since: generation)
+      } catch {
+        throw TraitError(
+          .systemCall, "a datagram cannot be waited for", underlyingError: error)
+      }
+    }
+    return nil
+  }
+
+  /// nil if there is none now.
+  private func take() throws(TraitError) -> Datagram? {
+    var areMoreLeft = false
+    // Of one that is malformed: the others are left, too.
+    defer { if areMoreLeft { readiness.resumeAll() } }
+    return try queue.withLock { queue throws(TraitError) in
+      if queue.taken == queue.batch.count {
+        queue.taken = 0
+        do throws(Errno) {
+          let count = try readiness.descriptor.receiveMessages(into: &queue.batch, flags: .doNotWait)
+          // Others may wait for what is in the queue now, and no more in the
+          // socket, or for what is left there.
+          areMoreLeft = count > 1 || count == queue.batch.capacity
+        } catch {
+          guard error == .wouldBlock else { throw TraitError(receiving: error) }
+          return nil
+        }
+      }
+      let index = queue.taken
+      queue.taken += 1
+      return Datagram(
+        try queue.batch.datagram(at: index), payload: queue.batch.payload(at: index))
+    }
+  }
+}
+
+extension FileDescriptor {
+  /// The datagrams that come to this socket, with those traits that
+  /// ``setReceivedTraits(_:)`` asked for.
+  ///
+  /// For datagram sockets of any kind. Whether the socket is nonblocking does not
+  /// matter, and is not changed.
+  ///
+  /// What the queue holds is the sequence's and goes with it: who breaks out of a
+  /// loop and wants the rest keeps the sequence and iterates over it anew,
+  ///
+  /// ```swift
+  /// let sequence = try socket.datagrams()
+  /// for try await datagram in sequence { ... }
+  /// ```
+  ///
+  /// or asks for `queueCapacity: 1`: then a datagram is taken from the kernel
+  /// only to be handed over, and none waits in this program.
+  ///
+  /// The socket's time-out (`SO_RCVTIMEO`) does not hold here: a task waits until
+  /// it is cancelled.
+  ///
+  /// - Parameters:
+  ///   - queueCapacity: The most datagrams that wait in this program, 1 or more.
+  ///   - payloadCapacity: How many bytes of a datagram's payload there is room
+  ///     for: by default those of any UDP datagram. Memory is used for what
+  ///     arrives, at most the product of both numbers.
+  /// - Throws: `EBADF`, `EMFILE`, `EAGAIN` if the thread that waits for all
+  ///   sockets cannot be made.
+  public func datagrams(
+    queueCapacity: Int = 16, payloadCapacity: Int = 65_535
+  ) throws(Errno) -> DatagramSequence {
+    try DatagramSequence(self, queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
+  }
+}
+
+extension UDPSocket {
+  /// The datagrams that come to this socket, with those traits that
+  /// ``setReceivedTraits(_:)`` asked for.
+  ///
+  /// What the queue holds is the sequence's and goes with it: who breaks out of a
+  /// loop and wants the rest keeps the sequence and iterates over it anew,
+  ///
+  /// ```swift
+  /// let sequence = try socket.datagrams()
+  /// for try await datagram in sequence { ... }
+  /// ```
+  ///
+  /// or asks for `queueCapacity: 1`: then a datagram is taken from the kernel
+  /// only to be handed over, and none waits in this program.
+  ///
+  /// The time-out of ``setReceiveTimeout(_:)`` does not hold here: a
+  /// task waits until it is cancelled.
+  ///
+  /// - Parameters:
+  ///   - queueCapacity: The most datagrams that wait in this program, 1 or more.
+  ///   - payloadCapacity: How many bytes of a datagram's payload there is room
+  ///     for: by default those of any UDP datagram. Memory is used for what
+  ///     arrives, at most the product of both numbers.
+  /// - Throws: `EMFILE`, `EAGAIN` if the thread that waits for all sockets cannot
+  ///   be made.
+  public func datagrams(
+    queueCapacity: Int = 16, payloadCapacity: Int = 65_535
+  ) throws(Errno) -> DatagramSequence {
+    try fileDescriptor.datagrams(queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
+  }
+}

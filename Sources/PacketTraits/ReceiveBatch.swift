@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: MIT
+
+internal import CTraits
+internal import Glibc
+public import SystemPackage
+
+/// Room for several datagrams that one system call receives, to be used again
+/// and again.
+///
+/// ```swift
+/// var batch = ReceiveBatch(capacity: 32, payloadCapacity: 2048)
+/// while true {
+///   for index in 0..<(try socket.receive(into: &batch)) {
+///     let datagram = try batch.datagram(at: index)
+///     batch.withPayload(at: index) { payload in ... }
+///   }
+/// }
+/// ```
+public struct ReceiveBatch: ~Copyable, @unchecked Sendable {
+  // Unchecked, as these are pointers. The memory has one owner, and is written to
+  // in mutating functions only.
+  private let headers: UnsafeMutablePointer<ctraits_mmsghdr>
+  private let vectors: UnsafeMutablePointer<iovec>
+  private let sources: UnsafeMutablePointer<sockaddr_storage>
+  private let payloads: UnsafeMutableRawPointer
+  private let controls: UnsafeMutableRawPointer
+
+  /// The most datagrams that one call receives.
+  public let capacity: Int
+
+  /// How many bytes of a datagram's payload there is room for.
+  public let payloadCapacity: Int
+
+  /// How many bytes of a datagram's control data there is room for.
+  public let controlCapacity: Int
+
+  /// How many datagrams the last call received: none if it failed.
+  public private(set) var count = 0
+
+  /// Makes room. Memory that no datagram ever needed costs addresses only.
+  ///
+  /// - Parameters:
+  ///   - capacity: The most datagrams that one call is to receive, 1 or more.
+  ///   - payloadCapacity: In bytes, for each. What does not fit is lost, which
+  ///     ``ReceivedDatagram/isPayloadTruncated`` tells. No datagram of UDP has
+  ///     more than 65,527 bytes.
+  ///   - controlCapacity: In bytes, for each: the traits of a packet take 16
+  ///     and 24 for each of them, 1168 at most. Rounded up to a multiple of 8.
+  public init(capacity: Int, payloadCapacity: Int, controlCapacity: Int = 2048) {
+    precondition(
+      capacity >= 1 && payloadCapacity >= 0 && controlCapacity >= 0,
+      "a batch is of 1 datagram or more, and no room is of less than 0 bytes")
+    self.capacity = capacity
+    self.payloadCapacity = payloadCapacity
+    // Each begins where a message header may.
+    self.controlCapacity = (controlCapacity + 7) & ~7
+    headers = .allocate(capacity: capacity)
+    vectors = .allocate(capacity: capacity)
+    sources = .allocate(capacity: capacity)
+    payloads = .allocate(byteCount: max(capacity * payloadCapacity, 1), alignment: 16)
+    controls = .allocate(byteCount: max(capacity * self.controlCapacity, 1), alignment: 16)
+    sources.initialize(repeating: sockaddr_storage(), count: capacity)
+    headers.initialize(repeating: ctraits_mmsghdr(), count: capacity)
+    for index in 0..<capacity {
+      (vectors + index).initialize(
+        to: iovec(iov_base: payloads + index * payloadCapacity, iov_len: payloadCapacity))
+    }
+  }
+
+  deinit {
+    headers.deallocate()
+    vectors.deallocate()
+    sources.deallocate()
+    payloads.deallocate()
+    controls.deallocate()
+  }
+
+  /// Receives as many as there are and there is room for.
+  fileprivate mutating func receive(
+    from descriptor: FileDescriptor, flags: MessageFlags, retryOnInterrupt: Bool
+  ) -> Result<Int, Errno> {
+    count = 0
+    let wait = SocketWait.toReceive(
+      descriptor, isAllowed: !flags.contains(.doNotWait), retryOnInterrupt: retryOnInterrupt)
+    let result = wait.call { more in
+      for index in 0..<capacity {
+        headers[index] = ctraits_mmsghdr(
+          header: ctraits_msghdr(
+            name: sources + index, name_length: UInt32(MemoryLayout<sockaddr_storage>.size),
+            vector: vectors + index, vector_length: 1,
+            control: controls + index * controlCapacity, control_length: controlCapacity, flags: 0),
+          length: 0)
+      }
+      return Int(
+        ctraits_recvmmsg(
+          descriptor.rawValue, headers, UInt32(clamping: capacity),
+          // Without MSG_TRUNC a message's length would be what there was room for.
+          flags.rawValue | more | Int32(MSG_TRUNC) | Int32(MSG_CMSG_CLOEXEC)))
+    }
+    if case .success(let received) = result { count = received }
+    return result
+  }
+
+  private func check(_ index: Int) {
+    precondition(index >= 0 && index < count, "the batch has no datagram of this index")
+  }
+
+  /// What `recvmsg()` would have told of one message.
+  ///
+  /// - Parameter index: 0 to ``count`` - 1.
+  public func message(at index: Int) -> ReceivedMessage {
+    check(index)
+    let header = headers[index].header
+    let length = Int(headers[index].length)
+    return ReceivedMessage(
+      length: min(length, payloadCapacity), messageLength: length,
+      controlLength: min(Int(header.control_length), controlCapacity),
+      source: InternetAddress(sources[index], length: header.name_length),
+      flags: MessageFlags(rawValue: header.flags & ~Int32(MSG_CMSG_CLOEXEC)))
+  }
+
+  /// One datagram and its traits. What is wrong with it says nothing of the
+  /// others.
+  ///
+  /// - Parameter index: 0 to ``count`` - 1.
+  /// - Throws: ``TraitError/Code/malformedControlData`` or
+  ///   ``TraitError/Code/malformedRecords`` if the kernel gave no control
+  ///   messages or no records.
+  public func datagram(at index: Int) throws(TraitError) -> ReceivedDatagram {
+    let message = message(at: index)
+    return try withControl(at: index) { control throws(TraitError) in
+      try ReceivedDatagram(message, control: control)
+    }
+  }
+
+  /// Calls `body` with the payload of one datagram, as much as there was room
+  /// for.
+  ///
+  /// - Parameter index: 0 to ``count`` - 1.
+  public func withPayload<Result, Failure: Error>(
+    at index: Int, _ body: (RawSpan) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    check(index)
+    let bytes = UnsafeRawBufferPointer(
+      start: payloads + index * payloadCapacity,
+      count: min(Int(headers[index].length), payloadCapacity))
+    return try body(bytes.bytes)
+  }
+
+  /// The payload of one datagram, as much as there was room for.
+  ///
+  /// - Parameter index: 0 to ``count`` - 1.
+  public func payload(at index: Int) -> [UInt8] {
+    withPayload(at: index) { $0.array }
+  }
+
+  /// Calls `body` with the control data of one datagram, for
+  /// ``ControlMessage/all(in:)``.
+  ///
+  /// - Parameter index: 0 to ``count`` - 1.
+  public func withControl<Result, Failure: Error>(
+    at index: Int, _ body: (RawSpan) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    check(index)
+    let bytes = UnsafeRawBufferPointer(
+      start: controls + index * controlCapacity,
+      count: min(Int(headers[index].header.control_length), controlCapacity))
+    return try body(bytes.bytes)
+  }
+}
+
+extension FileDescriptor {
+  /// Receives several messages with one system call, their control data in raw
+  /// form: waits for the first, and takes with it those that are there.
+  ///
+  /// For datagram sockets: a TCP socket throws the bytes away (tcp(7),
+  /// `MSG_TRUNC`).
+  ///
+  /// The corresponding C function is `recvmmsg`, with `MSG_WAITFORONE` and
+  /// `MSG_TRUNC`, so that ``ReceivedMessage/messageLength`` is that of the whole
+  /// message. Descriptors that come along (`SCM_RIGHTS`) are close-on-exec.
+  ///
+  /// - Parameters:
+  ///   - batch: Where the messages go, in place of what is there.
+  ///   - flags: As of ``receiveMessage(into:control:flags:retryOnInterrupt:)``.
+  ///     With ``MessageFlags/peek`` all would be the same message.
+  ///   - retryOnInterrupt: Whether to go on waiting for the first if a signal
+  ///     came, though no longer than the socket's time-out (`SO_RCVTIMEO`).
+  /// - Returns: How many messages came: 1 or more.
+  /// - Throws: As ``receiveMessage(into:control:flags:retryOnInterrupt:)``. An
+  ///   error behind the first message is thrown by the next call.
+  @discardableResult
+  public func receiveMessages(
+    into batch: inout ReceiveBatch, flags: MessageFlags = [], retryOnInterrupt: Bool = true
+  ) throws(Errno) -> Int {
+    try batch.receive(from: self, flags: flags, retryOnInterrupt: retryOnInterrupt).get()
+  }
+}
+
+extension UDPSocket {
+  /// Receives several datagrams with one system call, with those traits that
+  /// ``setReceivedTraits(_:)`` asked for: waits for the first, and takes with it
+  /// those that are there.
+  ///
+  /// The corresponding C function is `recvmmsg`, with `MSG_WAITFORONE`.
+  ///
+  /// - Parameters:
+  ///   - batch: Where the datagrams go, in place of what is there.
+  ///   - flags: ``MessageFlags/doNotWait`` or none.
+  /// - Returns: How many datagrams came: 1 or more. When the socket is shut down
+  ///   for receiving (shutdown(2)) and nothing is there, 1 of length 0 whose
+  ///   source is nil, as of `receive(into:flags:)` for one.
+  /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the
+  ///   time-out of ``setReceiveTimeout(_:)``, or at all without waiting;
+  ///   ``TraitError/Code/systemCall`` with another error of recvmmsg(2). What is
+  ///   wrong with one datagram ``ReceiveBatch/datagram(at:)`` throws.
+  @discardableResult
+  public func receive(
+    into batch: inout ReceiveBatch, flags: MessageFlags = []
+  ) throws(TraitError) -> Int {
+    do throws(Errno) {
+      return try fileDescriptor.receiveMessages(into: &batch, flags: flags)
+    } catch {
+      throw TraitError(receiving: error)
+    }
+  }
+}

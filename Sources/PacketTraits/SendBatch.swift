@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+
+internal import CTraits
+internal import Glibc
+public import SystemPackage
+
+/// Several datagrams, to be sent with as few system calls as there can be.
+///
+/// ```swift
+/// var batch = SendBatch()
+/// batch.append(first.span.bytes, to: destination, traits: traits)
+/// batch.append(second.span.bytes, to: destination)
+/// for result in try socket.send(batch) { print(try result.get()) }
+/// ```
+public struct SendBatch: Sendable {
+  private struct Entry {
+    var payload: Range<Int>
+    var control: Range<Int>
+    var destination: InternetAddress?
+    /// Those in its control data.
+    var traits: Traits
+  }
+
+  private var entries: [Entry] = []
+  private var payloads: [UInt8] = []
+  private var controls: [UInt8] = []
+
+  /// No datagrams.
+  public init() {}
+
+  /// How many datagrams there are.
+  public var count: Int { entries.count }
+
+  /// Appends a datagram with traits of its own; see
+  /// ``UDPSocket/send(_:to:traits:flags:)``.
+  ///
+  /// - Parameters:
+  ///   - payload: Is copied.
+  ///   - destination: Where to; nil for where the socket is connected to.
+  ///   - traits: Of this datagram alone, over the socket's own.
+  public mutating func append(
+    _ payload: RawSpan, to destination: InternetAddress? = nil, traits: Traits = Traits()
+  ) {
+    let start = controls.count
+    ControlData.withMessage(of: traits) { controls.append(contentsOf: $0) }
+    append(payload, destination, control: start..<controls.count, traits)
+  }
+
+  /// Appends a datagram with control data.
+  ///
+  /// - Parameters:
+  ///   - payload: Is copied.
+  ///   - destination: Where to; nil for where the socket is connected to.
+  ///   - control: Control messages of any kind. Traits among them are as those of
+  ///     ``append(_:to:traits:)``.
+  public mutating func append(
+    _ payload: RawSpan, to destination: InternetAddress? = nil, control: ControlData
+  ) {
+    let start = controls.count
+    controls.append(contentsOf: control.bytes)
+    append(payload, destination, control: start..<controls.count, control.traits)
+  }
+
+  private mutating func append(
+    _ payload: RawSpan, _ destination: InternetAddress?, control: Range<Int>, _ traits: Traits
+  ) {
+    let start = payloads.count
+    payload.withUnsafeBytes { payloads.append(contentsOf: $0) }
+    entries.append(
+      Entry(
+        payload: start..<payloads.count, control: control, destination: destination, traits: traits))
+  }
+
+  /// Removes all datagrams.
+  ///
+  /// - Parameter keepingCapacity: Whether to keep the memory for the next ones.
+  public mutating func removeAll(keepingCapacity: Bool = false) {
+    entries.removeAll(keepingCapacity: keepingCapacity)
+    payloads.removeAll(keepingCapacity: keepingCapacity)
+    controls.removeAll(keepingCapacity: keepingCapacity)
+  }
+
+  /// The traits of one datagram, without those of the socket.
+  func traits(at index: Int) -> Traits { entries[index].traits }
+
+  fileprivate var hasTraits: Bool { entries.contains { !$0.traits.isEmpty } }
+
+  /// Sends all, and tells of each what came of it.
+  fileprivate func send(
+    to descriptor: FileDescriptor, flags: MessageFlags, retryOnInterrupt: Bool
+  ) -> [Result<Int, Errno>] {
+    // The kernel does not write to what it is given: C has no type for that.
+    payloads.withUnsafeBytes { payloads in
+      controls.withUnsafeBytes { controls in
+        let payloadStart = UnsafeMutableRawPointer(mutating: payloads.baseAddress)
+        let controlStart = UnsafeMutableRawPointer(mutating: controls.baseAddress)
+        var vectors = entries.map { entry in
+          iovec(
+            iov_base: payloadStart.map { $0 + entry.payload.lowerBound }, iov_len: entry.payload.count)
+        }
+        var destinations = entries.map { $0.destination?.storage ?? (sockaddr_storage(), 0) }
+        return vectors.withUnsafeMutableBufferPointer { vectors in
+          destinations.withUnsafeMutableBufferPointer { destinations in
+            var headers = entries.indices.map { index in
+              let control = entries[index].control
+              return ctraits_mmsghdr(
+                header: ctraits_msghdr(
+                  name: destinations[index].1 == 0 ? nil : destinations.baseAddress! + index,
+                  name_length: destinations[index].1,
+                  vector: vectors.baseAddress! + index, vector_length: 1,
+                  control: control.isEmpty ? nil : controlStart! + control.lowerBound,
+                  control_length: control.count, flags: 0),
+                length: 0)
+            }
+            return headers.withUnsafeMutableBufferPointer {
+              Self.send($0, to: descriptor, flags: flags, retryOnInterrupt: retryOnInterrupt)
+            }
+          }
+        }
+      }
+    }
+  }
+
+  /// As the kernel stops at the first one that fails, and tells why only when
+  /// that is the first of a call, it is called again from there on.
+  private static func send(
+    _ messages: UnsafeMutableBufferPointer<ctraits_mmsghdr>, to descriptor: FileDescriptor,
+    flags: MessageFlags, retryOnInterrupt: Bool
+  ) -> [Result<Int, Errno>] {
+    var results: [Result<Int, Errno>] = []
+    results.reserveCapacity(messages.count)
+    while results.count < messages.count {
+      let rest = messages[results.count...]
+      let wait = SocketWait.toSend(
+        descriptor, isAllowed: !flags.contains(.doNotWait), retryOnInterrupt: retryOnInterrupt)
+      let outcome = wait.call { more in
+        Int(
+          ctraits_sendmmsg(
+            descriptor.rawValue, UnsafeMutableBufferPointer(rebasing: rest).baseAddress,
+            UInt32(clamping: rest.count), flags.rawValue | more | Int32(MSG_NOSIGNAL)))
+      }
+      switch outcome {
+      case .success(let count):
+        results += rest.prefix(count).map { .success(Int($0.length)) }
+      case .failure(let error) where error == .wouldBlock || error == .interrupted:
+        // The others are not to overtake it.
+        results += repeatElement(.failure(error), count: rest.count)
+      case .failure(let error):
+        results.append(.failure(error))
+      }
+    }
+    return results
+  }
+}
+
+extension FileDescriptor {
+  /// Sends several messages, in their order. One that fails does not keep back
+  /// those behind it, unless it failed for lack of room (`EAGAIN`) or by a
+  /// signal (`EINTR`): then these fail, too.
+  ///
+  /// The corresponding C function is `sendmmsg`. No signal comes of it
+  /// (`MSG_NOSIGNAL`).
+  ///
+  /// - Parameters:
+  ///   - batch: The messages.
+  ///   - flags: ``MessageFlags/doNotWait`` or none.
+  ///   - retryOnInterrupt: Whether to go on waiting for room if a signal came,
+  ///     though no longer than the socket's time-out (`SO_SNDTIMEO`), which
+  ///     counts anew for each system call.
+  /// - Returns: Of each message how many bytes of payload were sent, or the
+  ///   error, as ``sendMessage(_:to:control:flags:retryOnInterrupt:)`` throws it.
+  public func sendMessages(
+    _ batch: SendBatch, flags: MessageFlags = [], retryOnInterrupt: Bool = true
+  ) -> [Result<Int, Errno>] {
+    batch.send(to: self, flags: flags, retryOnInterrupt: retryOnInterrupt)
+  }
+}
+
+extension UDPSocket {
+  /// Sends several datagrams, in their order. One that fails does not keep back
+  /// those behind it, unless it failed for lack of room: then these fail, too.
+  ///
+  /// The corresponding C function is `sendmmsg`.
+  ///
+  /// - Parameters:
+  ///   - batch: The datagrams.
+  ///   - flags: ``MessageFlags/doNotWait`` or none.
+  /// - Returns: Of each datagram how many bytes of payload were sent, or the
+  ///   error, as ``send(_:to:traits:flags:)`` throws it.
+  /// - Throws: ``TraitError/Code/unsupportedKernel`` if there are datagrams with
+  ///   traits, and there are no packet traits. Then nothing was sent.
+  public func send(
+    _ batch: SendBatch, flags: MessageFlags = []
+  ) throws(TraitError) -> [Result<Int, TraitError>] {
+    if batch.hasTraits { try fileDescriptor.requireSentTraits() }
+    return fileDescriptor.sendMessages(batch, flags: flags).enumerated().map { index, result in
+      result.mapError { TraitError(sending: batch.traits(at: index), $0) }
+    }
+  }
+}

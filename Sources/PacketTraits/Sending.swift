@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT
+
+internal import CTraits
+internal import Glibc
+internal import Synchronization
+public import SystemPackage
+
+/// What is known of this kernel, which stays the same while a program runs.
+private enum SendSupport {
+  /// Whether it is known that packets are given traits that are sent. That they
+  /// are not is asked for again each time.
+  static let isKnown = Atomic(false)
+}
+
+extension FileDescriptor {
+  /// Gives these traits to every packet that this socket sends from now on,
+  /// instead of those that were set before.
+  ///
+  /// They belong to the socket: whoever has a descriptor of it sends with them,
+  /// whatever rights he has.
+  ///
+  /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_SEND`.
+  ///
+  /// - Parameter traits: The traits; none turns it off.
+  /// - Throws: `ENOENT` if a key is not registered; `EINVAL` if a value has
+  ///   another size than its key; `EPERM` if a key is not open to all to be
+  ///   written and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW` over
+  ///   the socket's network namespace (in the initial user namespace, for a key
+  ///   that crosses network namespaces); `EOPNOTSUPP` if the socket is of none
+  ///   of UDP, UDP-Lite, raw and ICMP ("ping") over IPv4 or IPv6; `ENOPROTOOPT`
+  ///   if this kernel has no packet traits; `ENOMEM`. Then nothing has changed.
+  public func setSentTraits(_ traits: Traits) throws(Errno) {
+    let byteCount = traits.recordByteCount
+    // Of 1 byte at least: the kernel is given an address also for no records.
+    let status = withUnsafeTemporaryAllocation(byteCount: max(byteCount, 1), alignment: 4) {
+      traits.writeRecords(to: $0)
+      return setsockopt(rawValue, SOL_TRAITS, TRAITS_SEND, $0.baseAddress, socklen_t(byteCount))
+    }
+    guard status == 0 else { throw Errno.current }
+  }
+
+  /// The traits that every packet of this socket is given. A key that is removed
+  /// from the registry is out of them, too.
+  ///
+  /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_SEND`.
+  ///
+  /// - Throws: `EOPNOTSUPP` if the socket is of a kind that does not send traits,
+  ///   see ``setSentTraits(_:)``; `ENOPROTOOPT` or `EOPNOTSUPP` if this kernel has
+  ///   no packet traits; `EBADMSG` if the kernel gave something else than
+  ///   records of traits.
+  public func sentTraits() throws(Errno) -> Traits {
+    let records = try sentRecords()
+    do throws(TraitError) {
+      return try Traits(records: records.span.bytes)
+    } catch {
+      throw .badMessage
+    }
+  }
+
+  /// What ``sentTraits()`` reads, as the kernel gave it.
+  func sentRecords() throws(Errno) -> [UInt8] {
+    // As many as there are keys: no kernel has more records than that.
+    var records = [UInt8](repeating: 0, count: Int(TRAITS_KEYS_MAX) * RecordLayout.size)
+    var length = socklen_t(records.count)
+    guard getsockopt(rawValue, SOL_TRAITS, TRAITS_SEND, &records, &length) == 0 else {
+      throw Errno.current
+    }
+    records.removeLast(records.count - min(Int(length), records.count))
+    return records
+  }
+
+  /// Sends a message, with control data.
+  ///
+  /// The corresponding C function is `sendmsg`. No signal comes of it
+  /// (`MSG_NOSIGNAL`).
+  ///
+  /// - Parameters:
+  ///   - payload: The message, whole.
+  ///   - destination: Where to; nil for where the socket is connected to.
+  ///   - control: Control messages of any kind. A kernel without packet traits
+  ///     passes over those that hold traits, without a word.
+  ///   - flags: ``MessageFlags/doNotWait``, ``MessageFlags/more``, or none.
+  ///   - retryOnInterrupt: Whether to go on waiting for room if a signal came,
+  ///     though no longer than the socket's time-out (`SO_SNDTIMEO`).
+  /// - Returns: How many bytes of payload were sent.
+  /// - Throws: For the sake of traits what ``setSentTraits(_:)`` names,
+  ///   `EOPNOTSUPP` if the socket's packets are not given traits, and besides
+  ///   `EINVAL` if control data is malformed, if a second message holds traits,
+  ///   or if the datagram was begun with other traits
+  ///   (``MessageFlags/more``); `ENOSPC` if the values take more than 192 bytes
+  ///   together with those of ``setSentTraits(_:)``; `ENOBUFS` if there is no
+  ///   memory for them. `EAGAIN`, `EINTR`, `EDESTADDRREQ`, `EMSGSIZE`, what else
+  ///   send(2) names. Then nothing was sent.
+  @discardableResult
+  public func sendMessage(
+    _ payload: RawSpan, to destination: InternetAddress? = nil, control: ControlData,
+    flags: MessageFlags = [], retryOnInterrupt: Bool = true
+  ) throws(Errno) -> Int {
+    try control.bytes.withUnsafeBytes {
+      sendMessage(payload, destination, $0, flags, retryOnInterrupt)
+    }.get()
+  }
+
+  /// Sends a message, with traits of its own.
+  ///
+  /// These are over those of ``setSentTraits(_:)``: of a key that is in both the
+  /// message has this value.
+  ///
+  /// The corresponding C function is `sendmsg`, with the constants `SOL_TRAITS`
+  /// and `SCM_TRAITS`.
+  ///
+  /// - Parameters:
+  ///   - payload: The message, whole.
+  ///   - destination: Where to; nil for where the socket is connected to.
+  ///   - traits: The traits. A kernel without packet traits passes over them,
+  ///     without a word.
+  ///   - flags: ``MessageFlags/doNotWait``, ``MessageFlags/more``, or none.
+  ///   - retryOnInterrupt: As with control data.
+  /// - Returns: How many bytes of payload were sent.
+  /// - Throws: As with control data.
+  @discardableResult
+  public func sendMessage(
+    _ payload: RawSpan, to destination: InternetAddress? = nil, traits: Traits = Traits(),
+    flags: MessageFlags = [], retryOnInterrupt: Bool = true
+  ) throws(Errno) -> Int {
+    try ControlData.withMessage(of: traits) {
+      sendMessage(payload, destination, $0, flags, retryOnInterrupt)
+    }.get()
+  }
+
+  private func sendMessage(
+    _ payload: RawSpan, _ destination: InternetAddress?, _ control: UnsafeRawBufferPointer,
+    _ flags: MessageFlags, _ retryOnInterrupt: Bool
+  ) -> Result<Int, Errno> {
+    let wait = SocketWait.toSend(
+      self, isAllowed: !flags.contains(.doNotWait), retryOnInterrupt: retryOnInterrupt)
+
+    // The kernel does not write to what it is given: C has no type for that.
+    func send(_ address: UnsafePointer<sockaddr>?, _ length: socklen_t) -> Result<Int, Errno> {
+      payload.withUnsafeBytes { payload in
+        var vector = iovec(
+          iov_base: UnsafeMutableRawPointer(mutating: payload.baseAddress), iov_len: payload.count)
+        return withUnsafeMutablePointer(to: &vector) { vector in
+          var header = msghdr()
+          header.msg_name = UnsafeMutableRawPointer(mutating: address)
+          header.msg_namelen = length
+          header.msg_iov = vector
+          header.msg_iovlen = 1
+          header.msg_control = UnsafeMutableRawPointer(mutating: control.baseAddress)
+          header.msg_controllen = control.count
+          return wait.call { more in
+            sendmsg(rawValue, &header, flags.rawValue | more | Int32(MSG_NOSIGNAL))
+          }
+        }
+      }
+    }
+    guard let destination else { return send(nil, 0) }
+    return destination.withSockaddr { send($0, $1) }
+  }
+
+  /// Finds out whether a socket that can send traits does: a kernel that has
+  /// none passes over their control messages.
+  ///
+  /// - Throws: ``TraitError/Code/unsupportedKernel`` if not.
+  func requireSentTraits() throws(TraitError) {
+    guard !SendSupport.isKnown.load(ordering: .relaxed) else { return }
+    // Asks for the length alone.
+    var length: socklen_t = 0
+    var nothing: UInt8 = 0
+    guard getsockopt(rawValue, SOL_TRAITS, TRAITS_SEND, &nothing, &length) == 0 else {
+      throw TraitError(askedForSent: Errno.current)
+    }
+    SendSupport.isKnown.store(true, ordering: .relaxed)
+  }
+}
+
+extension TraitError {
+  /// What a UDP socket answers to the question for the traits that it sends.
+  init(askedForSent error: Errno) {
+    switch error {
+    // Kernels without packet traits say this or that, depending on the family.
+    case .protocolNotAvailable, .notSupportedOnSocket:
+      self.init(.unsupportedKernel, "this kernel has no packet traits", underlyingError: error)
+    default:
+      self.init(.systemCall, "the traits that are sent cannot be read", underlyingError: error)
+    }
+  }
+
+  init(settingSent traits: Traits, _ error: Errno) {
+    let (code, message): (Code, String) =
+      switch error {
+      case .protocolNotAvailable: (.unsupportedKernel, "this kernel has no packet traits")
+      case .notSupportedOnSocket:
+        (.unsupportedSocket, "this kind of socket does not send traits")
+      case .noSuchFileOrDirectory: (.noSuchKey, Self.noSuchKey(traits))
+      case .notPermitted: (.notPermitted, Self.notPermitted(traits))
+      case .invalidArgument: (.invalidArgument, Self.sizeMismatch(traits))
+      default: (.systemCall, "the traits \(traits) cannot be set")
+      }
+    self.init(code, message, underlyingError: error)
+  }
+
+  /// - Parameter traits: Those of the datagram.
+  init(sending traits: Traits, _ error: Errno) {
+    let (code, message): (Code, String) =
+      switch error {
+      case .wouldBlock: (.wouldBlock, "no datagram could be sent in time")
+      case .noSuchFileOrDirectory where !traits.isEmpty: (.noSuchKey, Self.noSuchKey(traits))
+      case .notPermitted where !traits.isEmpty:
+        (.notPermitted, Self.notPermitted(traits) + ", or a packet filter refuses the datagram")
+      case .invalidArgument where !traits.isEmpty:
+        (
+          .invalidArgument,
+          Self.sizeMismatch(traits) + ", or the datagram was begun with other traits, or it "
+            + "cannot be sent to such an address or with such control data"
+        )
+      case .noSpace where !traits.isEmpty:
+        (
+          .limitExceeded,
+          "the traits \(traits) of the datagram and those of the socket take more than the "
+            + "\(Traits.maximumValueByteCount) bytes of a packet together"
+        )
+      default: (.systemCall, "the datagram could not be sent")
+      }
+    self.init(code, message, underlyingError: error)
+  }
+
+  private static func noSuchKey(_ traits: Traits) -> String {
+    "one of the keys \(traits.keys) that were to be sent is not registered"
+  }
+
+  private static func notPermitted(_ traits: Traits) -> String {
+    "one of the keys \(traits.keys) that were to be sent is not open to all: "
+      + "CAP_NET_ADMIN or CAP_NET_RAW is needed"
+  }
+
+  private static func sizeMismatch(_ traits: Traits) -> String {
+    "one of the traits \(traits) that were to be sent has another size than its key"
+  }
+}

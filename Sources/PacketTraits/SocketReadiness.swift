@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: MIT
+
+internal import CTraits
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+
+// How tasks wait for sockets: one thread of the process sits in epoll_wait(2),
+// and resumes the tasks whose sockets have something. No other thread waits for
+// a socket, least of all one of the cooperative pool, of which there are no more
+// than processors.
+//
+// Not a DispatchSource, for three reasons. A source is of one descriptor and one
+// queue, which runs its handlers on threads that are made when the others are
+// busy. It must be resumed as often as it was suspended before it may go. And it
+// tells at once, again and again, of a socket whose queue of errors nobody
+// reads. Here each wait is one poll(2) and one epoll_ctl(2), and there is libc alone
+// beneath.
+
+/// What is waited for, as poll(2) has it: something to receive, and that nothing
+/// will come any more.
+private let events = POLLIN | CTRAITS_POLLRDHUP
+
+/// A socket that tasks wait for.
+final class SocketReadiness: Sendable {
+  private struct State {
+    var waiting: [UInt64: CheckedContinuation<Result<Void, Errno>, Never>] = [:]
+    var lastTicket: UInt64 = 0
+    /// How often waits were ended, whether there were any or not.
+    var generation: UInt64 = 0
+    /// Whether epoll(7) tells of changes, all the time, and not once a wait.
+    var tellsChanges = false
+    /// Why nobody tells of this socket any more.
+    var failure: Errno?
+  }
+
+  /// A duplicate of the caller's, so that the number stays this socket's when
+  /// the caller closes his.
+  let descriptor: FileDescriptor
+  private let poller: SocketPoller
+  private let token: UInt64
+  private let state = Mutex(State())
+
+  /// - Throws: `EBADF`, `EMFILE`, `EAGAIN` if the poller's thread cannot be made,
+  ///   what else epoll_create(2) names.
+  convenience init(duplicating descriptor: FileDescriptor) throws(Errno) {
+    try self.init(duplicating: descriptor, poller: try SocketPoller.shared())
+  }
+
+  /// - Throws: `EBADF`, `EMFILE`, or why this poller has ended.
+  init(duplicating descriptor: FileDescriptor, poller: SocketPoller) throws(Errno) {
+    self.poller = poller
+    let number = fcntl(descriptor.rawValue, F_DUPFD_CLOEXEC, 0)
+    guard number >= 0 else { throw Errno.current }
+    self.descriptor = FileDescriptor(rawValue: number)
+    token = poller.newToken()
+    try poller.add(self, token)
+  }
+
+  deinit {
+    poller.remove(token)
+    // By hand: to close it is not enough where the caller's is still open.
+    _ = ctraits_epoll_forget(poller.epoll, descriptor.rawValue)
+    try? descriptor.close()
+  }
+
+  /// Changes with each end of waits. To be read before one looks whether there
+  /// is something to receive, and handed to ``wait(since:)``.
+  var generation: UInt64 { state.withLock { $0.generation } }
+
+  /// Waits until there may be something to receive, or an error, or the socket is
+  /// shut down; or until the task is cancelled, which is no error here.
+  ///
+  /// - Parameter generation: As it was before the caller looked and found
+  ///   nothing. If it is another one now there is no wait: who ended the waits in
+  ///   between could not end this one.
+  /// - Throws: What epoll_ctl(2) names, or why the poller has ended.
+  func wait(since generation: UInt64) async throws(Errno) {
+    let ticket = state.withLock {
+      $0.lastTicket += 1
+      return $0.lastTicket
+    }
+    let result = await withTaskCancellationHandler {
+      await withCheckedContinuation { continuation in
+        // Who cancels marks the task first and then takes the lock: either the
+        // mark is seen here, or the continuation is found there.
+        let outcome = state.withLock { state -> Result<Void, Errno>? in
+          if Task.isCancelled { return .success(()) }
+          if let failure = state.failure { return .failure(failure) }
+          if state.generation != generation { return .success(()) }
+          if !state.tellsChanges, !watch(CTRAITS_READINESS_ONCE) { return .failure(.current) }
+          state.waiting[ticket] = continuation
+          return nil
+        }
+        if let outcome { continuation.resume(returning: outcome) }
+      }
+    } onCancel: {
+      state.withLock { $0.waiting.removeValue(forKey: ticket) }?.resume(returning: .success(()))
+    }
+    try result.get()
+  }
+
+  /// Ends every wait, and those to come of who has looked before.
+  func resumeAll() { endWaits(.success(())) }
+
+  /// Ends every wait, now and later, with this error.
+  fileprivate func fail(_ error: Errno) {
+    state.withLock { $0.failure = error }
+    endWaits(.failure(error))
+  }
+
+  private func endWaits(_ result: Result<Void, Errno>) {
+    let waiting = state.withLock { state in
+      state.generation &+= 1
+      let waiting = state.waiting
+      state.waiting = [:]
+      return waiting
+    }
+    for continuation in waiting.values { continuation.resume(returning: result) }
+  }
+
+  /// To be called when there is nothing to receive, before ``wait(since:)``.
+  ///
+  /// As long as there is something in a socket's queue of errors, which is not
+  /// for us to read, epoll(7) says that the socket is ready. Then only what
+  /// changes is waited for.
+  ///
+  /// - Returns: Whether something can come: false if the socket is shut down for
+  ///   receiving (shutdown(2)), and no wait would ever end with something. What
+  ///   came before that may be there.
+  /// - Throws: What epoll_ctl(2) names.
+  func foundNothing() throws(Errno) -> Bool {
+    var socket = pollfd(fd: descriptor.rawValue, events: Int16(events), revents: 0)
+    guard poll(&socket, 1, 0) > 0 else { return true }
+    let found = Int32(socket.revents)
+    guard found & (POLLHUP | CTRAITS_POLLRDHUP) == 0 else { return false }
+    if found & (POLLIN | POLLERR) == POLLERR { try tellChanges() }
+    return true
+  }
+
+  /// From now on has waits ended by what changes, and not by what is.
+  ///
+  /// - Throws: What epoll_ctl(2) names.
+  func tellChanges() throws(Errno) {
+    try state.withLock { state throws(Errno) in
+      guard !state.tellsChanges else { return }
+      // This tells at once, too, of what is there already.
+      guard watch(CTRAITS_READINESS_CHANGES) else { throw Errno.current }
+      state.tellsChanges = true
+    }
+  }
+
+  /// - Returns: Whether that went well; otherwise there is `errno`.
+  private func watch(_ readiness: ctraits_readiness) -> Bool {
+    ctraits_epoll_watch(poller.epoll, descriptor.rawValue, token, UInt32(events), readiness) == 0
+  }
+}
+
+/// The thread that waits for all sockets. It is made for the first one, and
+/// stays, unless somebody closes its descriptor.
+final class SocketPoller: Sendable {
+  /// Weak, as whoever holds a socket is to let it go by letting go of it.
+  private struct Entry {
+    weak var readiness: SocketReadiness?
+  }
+
+  private struct State {
+    var entries: [UInt64: Entry] = [:]
+    var lastToken: UInt64 = 0
+    /// Why the thread has ended.
+    var failure: Errno?
+  }
+
+  let epoll: Int32
+  private let state = Mutex(State())
+
+  private static let only = Mutex<SocketPoller?>(nil)
+
+  static func shared() throws(Errno) -> SocketPoller {
+    try only.withLock { only throws(Errno) in
+      if let only, only.state.withLock({ $0.failure == nil }) { return only }
+      let poller = try SocketPoller()
+      only = poller
+      return poller
+    }
+  }
+
+  /// - Throws: What epoll_create(2) and pthread_create(3) name.
+  init() throws(Errno) {
+    epoll = ctraits_epoll_create()
+    guard epoll >= 0 else { throw Errno.current }
+    try start()
+  }
+
+  deinit {
+    // The number may be somebody else's by now if the thread had to end.
+    if state.withLock({ $0.failure == nil }) { close(epoll) }
+  }
+
+  private func start() throws(Errno) {
+    // The program's handlers of signals are to run in its own threads.
+    var all = sigset_t()
+    sigfillset(&all)
+    var former = sigset_t()
+    pthread_sigmask(SIG_SETMASK, &all, &former)
+    defer { pthread_sigmask(SIG_SETMASK, &former, nil) }
+
+    var thread = pthread_t()
+    let this = Unmanaged.passRetained(self)
+    let error = pthread_create(
+      &thread, nil,
+      { argument in
+        ctraits_name_thread("packet-traits")
+        Unmanaged<SocketPoller>.fromOpaque(argument!).takeRetainedValue().run()
+        return nil
+      }, this.toOpaque())
+    guard error == 0 else {
+      this.release()
+      throw Errno(rawValue: error)
+    }
+    pthread_detach(thread)
+  }
+
+  private func run() {
+    var tokens = [UInt64](repeating: 0, count: 64)
+    while true {
+      let count = ctraits_epoll_wait(epoll, &tokens, Int32(tokens.count))
+      guard count >= 0 else {
+        // SIGSTOP and SIGCONT cannot be blocked (signal(7)).
+        let error = Errno.current
+        guard error != .interrupted else { continue }
+        // Somebody closed what is not his.
+        let all = state.withLock { state in
+          state.failure = error
+          return state.entries.values.compactMap(\.readiness)
+        }
+        for readiness in all { readiness.fail(error) }
+        return
+      }
+      for token in tokens[..<Int(count)] {
+        let readiness = state.withLock { $0.entries[token]?.readiness }
+        // Outside of the lock: it may be the last who held it.
+        readiness?.resumeAll()
+      }
+    }
+  }
+
+  func newToken() -> UInt64 {
+    state.withLock {
+      $0.lastToken += 1
+      return $0.lastToken
+    }
+  }
+
+  /// - Throws: Why the thread has ended, which would never tell of this one.
+  func add(_ readiness: SocketReadiness, _ token: UInt64) throws(Errno) {
+    try state.withLock { state throws(Errno) in
+      if let failure = state.failure { throw failure }
+      state.entries[token] = Entry(readiness: readiness)
+    }
+  }
+
+  func remove(_ token: UInt64) {
+    state.withLock { $0.entries[token] = nil }
+  }
+}

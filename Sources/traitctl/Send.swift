@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT
+
+internal import ArgumentParser
+internal import Glibc
+internal import PacketTraits
+internal import TraitRegistry
+
+struct Send: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Send UDP datagrams that have traits.",
+    discussion: """
+      Prints one line a datagram, once it is sent: destination, length of the \
+      payload in bytes, traits by name. A value is given as it is printed: of 4 \
+      and 8 bytes an unsigned number, decimal or hexadecimal after 0x; of 16 bytes \
+      32 hexadecimal digits, bytes in the order in memory. Sends on when nobody \
+      reads the lines any more.
+      """)
+
+  @Option(help: ArgumentHelp("IPv4 or IPv6 address to send to.", valueName: "address"))
+  var address: String
+
+  @Option(help: ArgumentHelp("UDP port to send to.", valueName: "number"))
+  var port: UInt16
+
+  @Option(
+    name: .customLong("trait"),
+    help: ArgumentHelp("Name of a key and its value; may be repeated.", valueName: "name=value"))
+  var traits: [TraitArgument] = []
+
+  @Flag(
+    help: """
+      Give the traits to the socket, once (TRAITS_SEND), and not to each datagram (SCM_TRAITS).
+      """)
+  var sticky = false
+
+  @Option(help: ArgumentHelp("Send this many datagrams.", valueName: "number"))
+  var count = 1
+
+  @Option(help: ArgumentHelp("Wait this many seconds between two of them.", valueName: "seconds"))
+  var interval = 0.0
+
+  @Flag(help: "Print a JSON object a line.")
+  var json = false
+
+  @Argument(help: "The payload, sent in UTF-8.")
+  var text = ""
+
+  func validate() throws {
+    if count < 1 {
+      throw ValidationError("--count is \(count), but must be 1 or more.")
+    }
+    if !(interval >= 0 && interval <= 1_000_000) {
+      throw ValidationError("--interval is \(interval), but must be 0 to 1000000 seconds.")
+    }
+    if port == 0 {
+      throw ValidationError("--port is 0, but must be 1 to 65535.")
+    }
+    if InternetAddress(address, port: port) == nil {
+      throw ValidationError(
+        "--address is \"\(address)\", but must be an IPv4 or IPv6 address, as 192.0.2.1 or 2001:db8::1.")
+    }
+    var names: Set<String> = []
+    for trait in traits where !names.insert(trait.name).inserted {
+      throw ValidationError("--trait gives \(trait.name) two values.")
+    }
+  }
+
+  func run() throws {
+    try reportingErrors {
+      var registry = try RegistryConnection()
+      var values = Traits()
+      var keyNames: [TraitID: String] = [:]
+      for trait in traits {
+        let key = try registry.key(named: trait.name)
+        let bytes = try trait.bytes(size: key.size)
+        try values.setBytes(bytes.span.bytes, for: key.id)
+        keyNames[key.id] = key.name
+      }
+
+      guard let destination = InternetAddress(address, port: port) else {
+        // The interface that it names is gone since it was looked at.
+        throw TraitError(.invalidArgument, "\(address) is no address any more")
+      }
+      let socket = try UDPSocket(destination.family)
+      if sticky { try socket.setSentTraits(values) }
+      let payload = Array(text.utf8)
+      let report = SentReport(
+        destination: destination.description, length: payload.count,
+        traits: try values.map { try TraitReport($0, name: keyNames[$0.id] ?? $0.id.description) })
+      var printToReader = ReadersPrinter()
+      for number in 0..<count {
+        if number > 0 { wait() }
+        try socket.send(payload.span.bytes, to: destination, traits: sticky ? Traits() : values)
+        try printToReader {
+          if json { try printJSON(report) } else { try printLine(report.text) }
+        }
+      }
+    }
+  }
+
+  private func wait() {
+    let seconds = interval.rounded(.down)
+    var left = timespec(tv_sec: Int(seconds), tv_nsec: Int((interval - seconds) * 1_000_000_000))
+    var rest = timespec()
+    while nanosleep(&left, &rest) != 0 && errno == EINTR { left = rest }
+  }
+}
+
+/// A key's name and the text of its value, as `name=value`.
+struct TraitArgument: ExpressibleByArgument, Equatable {
+  var name: String
+  var value: String
+
+  init?(argument: String) {
+    // Names have no "=" in them.
+    let parts = argument.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+    guard parts.count == 2, !parts[0].isEmpty, !parts[1].isEmpty else { return nil }
+    name = String(parts[0])
+    value = String(parts[1])
+  }
+
+  /// The value's bytes, as they lie in memory.
+  ///
+  /// - Throws: `invalidArgument` if the text is of no value of this size.
+  func bytes(size: TraitSize) throws(TraitError) -> [UInt8] {
+    switch size {
+    case .bytes4: try number(UInt32.self)
+    case .bytes8: try number(UInt64.self)
+    default: try hexadecimalBytes(size.rawValue)
+    }
+  }
+
+  private func number<Number: FixedWidthInteger & UnsignedInteger>(
+    _ type: Number.Type
+  ) throws(TraitError) -> [UInt8] {
+    let isHexadecimal = value.hasPrefix("0x")
+    let digits = isHexadecimal ? value.dropFirst(2) : value[...]
+    // The initializer would take a sign, too.
+    guard let first = digits.first, first.isHexDigit,
+      let number = Number(digits, radix: isHexadecimal ? 16 : 10)
+    else {
+      throw TraitError(
+        .invalidArgument, "the value \"\(value)\" of \(name) must be a number from 0 to \(Number.max)")
+    }
+    return withUnsafeBytes(of: number) { Array($0) }
+  }
+
+  private func hexadecimalBytes(_ count: Int) throws(TraitError) -> [UInt8] {
+    let digits = value.compactMap(\.hexDigitValue)
+    guard digits.count == 2 * count, value.utf8.count == digits.count else {
+      throw TraitError(
+        .invalidArgument, "the value \"\(value)\" of \(name) must be \(2 * count) hexadecimal digits")
+    }
+    return (0..<count).map { index in
+      UInt8(digits[2 * index] << 4 | digits[2 * index + 1])
+    }
+  }
+}

@@ -1,0 +1,536 @@
+// SPDX-License-Identifier: MIT
+
+import Glibc
+import Synchronization
+import SystemPackage
+import Testing
+
+@testable import PacketTraits
+
+/// What several tasks write down.
+private final class Notes: Sendable {
+  private let numbers = Mutex<[Int]>([])
+
+  func add(_ number: Int) { numbers.withLock { $0.append(number) } }
+
+  var all: [Int] { numbers.withLock { $0 } }
+  var count: Int { numbers.withLock { $0.count } }
+}
+
+@Suite("Sequences of datagrams", .timeLimit(.minutes(2)))
+struct DatagramSequenceTests {
+  static let families = InternetAddress.Family.allCases
+
+  private func send(_ payload: [UInt8], to destination: InternetAddress) throws {
+    try UDPSocket(destination.family).send(payload.span.bytes, to: destination)
+  }
+
+  /// Waits until `condition` holds: nothing that is waited for here takes that
+  /// long, unless it never comes.
+  private func until(_ condition: () -> Bool) async throws {
+    for _ in 0..<10_000 where !condition() { try await Task.sleep(for: .milliseconds(1)) }
+    try #require(condition(), "it has not come within 10 seconds")
+  }
+
+  /// What a task gives that is not to wait for ever: after 10 seconds it is
+  /// cancelled.
+  private func outcome<Value: Sendable>(_ task: Task<Value, any Error>) async throws -> Value {
+    let limit = Task {
+      try await Task.sleep(for: .seconds(10))
+      task.cancel()
+    }
+    defer { limit.cancel() }
+    return try await task.value
+  }
+
+  /// Leaves an error in the socket's queue of errors, which nobody reads: from
+  /// then on poll(2) says "error" without an end.
+  private func leaveError(_ socket: borrowing UDPSocket) throws {
+    try turnOn(socket, Int32(IPPROTO_IP), IP_RECVERR)
+    let nowhere: InternetAddress
+    do {
+      let gone = try loopbackSocket()
+      nowhere = try gone.localAddress()
+    }
+    try socket.send(([1] as [UInt8]).span.bytes, to: nowhere)
+    var polled = pollfd(fd: socket.fileDescriptor.rawValue, events: 0, revents: 0)
+    try #require(poll(&polled, 1, 10_000) == 1)
+  }
+
+  /// Takes the error that the next call would fail with.
+  private func takeError(_ socket: borrowing UDPSocket) throws {
+    var error: Int32 = 0
+    for _ in 0..<10_000 where error == 0 {
+      var length = socklen_t(4)
+      try #require(
+        getsockopt(socket.fileDescriptor.rawValue, SOL_SOCKET, SO_ERROR, &error, &length) == 0)
+      if error == 0 { usleep(1000) }
+    }
+    try #require(error == ECONNREFUSED)
+  }
+
+  @Test("give what comes, in order", arguments: families)
+  func order(family: InternetAddress.Family) async throws {
+    let inbox = try loopbackSocket(family)
+    let destination = try inbox.localAddress()
+    let outbox = try loopbackSocket(family).release()
+    defer { try? outbox.close() }
+    let sequence = try inbox.datagrams(queueCapacity: 3)
+    // Half of them before anybody asks.
+    let payloads = (0..<50).map { [UInt8](repeating: UInt8($0), count: $0) }
+    for payload in payloads[..<25] { try outbox.sendMessage(payload.span.bytes, to: destination) }
+    let sending = Task {
+      for payload in payloads[25...] {
+        try await Task.sleep(for: .milliseconds(2))
+        try outbox.sendMessage(payload.span.bytes, to: destination)
+      }
+    }
+    var received: [[UInt8]] = []
+    for try await datagram in sequence {
+      #expect(datagram.source?.family == family)
+      #expect(datagram.datagramLength == datagram.payload.count)
+      #expect(datagram.traits.isEmpty)
+      #expect(!datagram.isPayloadTruncated)
+      #expect(!datagram.areTraitsTruncated)
+      received.append(datagram.payload)
+      if received.count == payloads.count { break }
+    }
+    #expect(received == payloads)
+    try await sending.value
+  }
+
+  @Test("have room for any datagram, if not told otherwise")
+  func room() async throws {
+    let inbox = try loopbackSocket()
+    let payload = [UInt8](repeating: 0x5a, count: 65_507)
+    var whole = try inbox.datagrams().makeAsyncIterator()
+    try send(payload, to: try inbox.localAddress())
+    #expect(try await whole.next()?.payload == payload)
+
+    var short = try inbox.datagrams(payloadCapacity: 100).makeAsyncIterator()
+    try send(payload, to: try inbox.localAddress())
+    let datagram = try #require(try await short.next())
+    #expect(datagram.payload == Array(payload[..<100]))
+    #expect(datagram.datagramLength == 65_507)
+    #expect(datagram.isPayloadTruncated)
+  }
+
+  @Test("end when the task is cancelled, while it waits or before")
+  func cancellation() async throws {
+    let inbox = try loopbackSocket()
+    let sequence = try inbox.datagrams()
+    for delay in [0, 0, 0, 1, 5, 50] {
+      let task = Task {
+        var iterator = sequence.makeAsyncIterator()
+        let datagram = try await iterator.next()
+        // And it stays ended.
+        let another = try await iterator.next()
+        return (datagram == nil, another == nil)
+      }
+      if delay > 0 { try await Task.sleep(for: .milliseconds(delay)) }
+      task.cancel()
+      let (isOver, staysOver) = try await task.value
+      #expect(isOver)
+      #expect(staysOver)
+    }
+    // Cancelled just before it waits, when there is nobody any more to wake it.
+    let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor)
+    let late = Task {
+      withUnsafeCurrentTask { $0?.cancel() }
+      try await readiness.wait(since: readiness.generation)
+    }
+    try await late.value
+    // What came meanwhile is there for who asks next.
+    try send([1], to: try inbox.localAddress())
+    let cancelled = Task {
+      withUnsafeCurrentTask { $0?.cancel() }
+      var iterator = sequence.makeAsyncIterator()
+      return try await iterator.next() == nil
+    }
+    #expect(try await cancelled.value)
+    var iterator = sequence.makeAsyncIterator()
+    #expect(try await iterator.next()?.payload == [1])
+  }
+
+  @Test("wait without a thread, however many they are")
+  func threads() async throws {
+    // Many times more than processors, and with that than threads in the pool.
+    let count = 64 * Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))
+    var destinations: [InternetAddress] = []
+    var tasks: [Task<[UInt8]?, any Error>] = []
+    let begun = Notes()
+    for _ in 0..<min(count, 256) {
+      let inbox = try loopbackSocket()
+      destinations.append(try inbox.localAddress())
+      let sequence = try inbox.datagrams(queueCapacity: 1, payloadCapacity: 16)
+      tasks.append(
+        Task {
+          begun.add(0)
+          var iterator = sequence.makeAsyncIterator()
+          return try await iterator.next()?.payload
+        })
+    }
+    try await until { begun.count == tasks.count }
+    // Here others get their turn, while all of them wait.
+    try await Task.sleep(for: .milliseconds(50))
+    for (number, destination) in destinations.enumerated() {
+      try send([UInt8(number % 256)], to: destination)
+    }
+    for (number, task) in tasks.enumerated() {
+      #expect(try await task.value == [UInt8(number % 256)])
+    }
+  }
+
+  @Test("keep no more in this program than the queue has room for")
+  func bound() async throws {
+    let inbox = try loopbackSocket()
+    let destination = try inbox.localAddress()
+    for number in 0..<20 as Range<UInt8> { try send([number], to: destination) }
+    let sequence = try inbox.datagrams(queueCapacity: 4)
+    var iterator = sequence.makeAsyncIterator()
+    #expect(try await iterator.next()?.payload == [0])
+    // Those that nobody has asked for are with the kernel still.
+    var bytes: [UInt8] = [0]
+    _ = try inbox.receive(into: &bytes, flags: .doNotWait)
+    #expect(bytes == [4])
+    var received: [[UInt8]] = []
+    for _ in 0..<4 { received.append(try await iterator.next()?.payload ?? []) }
+    #expect(received == [[1], [2], [3], [5]])
+    // Another iterator goes on with the same queue.
+    var other = sequence.makeAsyncIterator()
+    #expect(try await other.next()?.payload == [6])
+  }
+
+  @Test("lose nothing to who breaks out, with room for one")
+  func breakingOut() async throws {
+    let inbox = try loopbackSocket()
+    let destination = try inbox.localAddress()
+    for number in 0..<5 as Range<UInt8> { try send([number], to: destination) }
+    for number in 0..<3 as Range<UInt8> {
+      for try await datagram in try inbox.datagrams(queueCapacity: 1) {
+        #expect(datagram.payload == [number])
+        break
+      }
+    }
+    var bytes: [UInt8] = [0]
+    for number in 3..<5 as Range<UInt8> {
+      _ = try inbox.receive(into: &bytes, flags: .doNotWait)
+      #expect(bytes == [number])
+    }
+  }
+
+  @Test("give each datagram to one of many tasks, and lose none", arguments: [1, 2, 7])
+  func sharing(queueCapacity: Int) async throws {
+    let inbox = try loopbackSocket()
+    let destination = try inbox.localAddress()
+    let sequence = try inbox.datagrams(queueCapacity: queueCapacity)
+    let total = 600
+    let received = Notes()
+    try await withThrowingTaskGroup(of: Void.self) { group in
+      for _ in 0..<8 {
+        group.addTask {
+          for try await datagram in sequence {
+            received.add(Int(datagram.payload[0]) << 8 | Int(datagram.payload[1]))
+          }
+        }
+      }
+      // Some at once, and now and then with a pause, in which all wait.
+      for number in 0..<total {
+        try send([UInt8(number >> 8), UInt8(number & 255)], to: destination)
+        if number % 20 == 19 {
+          try await until { received.count == number + 1 }
+        }
+      }
+      group.cancelAll()
+      try await group.waitForAll()
+    }
+    #expect(received.all.sorted() == Array(0..<total))
+  }
+
+  @Test("tell who waits of what another task has received with its own")
+  func leftOver() async throws {
+    let inbox = try loopbackSocket()
+    let destination = try inbox.localAddress()
+    let outbox = try UDPSocket(.ipv4)
+    let sequence = try inbox.datagrams()
+    let both = [1, 2] as [UInt8]
+    for round in 0..<200 {
+      let received = Notes()
+      let other = Task {
+        received.add(0)
+        var iterator = sequence.makeAsyncIterator()
+        if let datagram = try await iterator.next() { received.add(Int(datagram.payload[0])) }
+      }
+      try await until { received.count == 1 }
+      try await Task.sleep(for: .milliseconds(1))
+      // Two come, and are taken before the other task can be told of them: then
+      // its wait is for a socket that has nothing any more.
+      for payload in [both[...0], both[1...]] {
+        let bytes = Array(payload)
+        try outbox.send(bytes.span.bytes, to: destination)
+      }
+      var iterator = sequence.makeAsyncIterator()
+      let own = try #require(try await iterator.next()).payload[0]
+      for _ in 0..<5000 where received.count < 2 { try await Task.sleep(for: .milliseconds(1)) }
+      other.cancel()
+      try await other.value
+      try #require(received.count == 2, "round \(round): it was not told")
+      #expect(Set(received.all.dropFirst() + [Int(own)]) == [1, 2])
+    }
+  }
+
+  @Test(
+    "tell who is about to wait of what another task receives before he does", arguments: [false, true])
+  func beforeWait(tellsChanges: Bool) async throws {
+    let inbox = try loopbackSocket()
+    if tellsChanges {
+      try leaveError(inbox)
+      try takeError(inbox)
+    }
+    let destination = try inbox.localAddress()
+    let sequence = try inbox.datagrams()
+    let looks = Notes()
+    let waiting = Task {
+      var iterator = sequence.makeAsyncIterator()
+      return try await iterator.next(isolation: nil) {
+        looks.add(0)
+        guard looks.count == 1 else { return }
+        // He has found nothing and does not wait yet. Two come, and another
+        // takes both out of the socket.
+        do {
+          for number in 1...2 as ClosedRange<UInt8> { try send([number], to: destination) }
+          var other = sequence.makeAsyncIterator()
+          #expect(try await other.next()?.payload == [1])
+        } catch {
+          Issue.record(error)
+        }
+      }?.payload
+    }
+    #expect(try await outcome(waiting) == [2])
+  }
+
+  @Test("end when the socket is shut down, after what is there", arguments: [false, true])
+  func shutDown(tellsChanges: Bool) async throws {
+    let inbox = try loopbackSocket()
+    if tellsChanges {
+      try leaveError(inbox)
+      try takeError(inbox)
+    }
+    let descriptor = inbox.fileDescriptor
+    let destination = try inbox.localAddress()
+    let sequence = try inbox.datagrams()
+    let looks = Notes()
+    // Those that look, and those that wait already.
+    let waiting = (0..<3).map { _ in
+      Task {
+        var iterator = sequence.makeAsyncIterator()
+        let datagram = try await iterator.next(isolation: nil) { looks.add(0) }
+        return datagram == nil && !Task.isCancelled
+      }
+    }
+    try await until { looks.count >= 3 }
+    // On a socket that is not connected it does what it is to do, and says so.
+    try #require(shutdown(descriptor.rawValue, Int32(SHUT_RD)) == 0 || errno == ENOTCONN)
+    for task in waiting { #expect(try await outcome(task)) }
+
+    // Linux takes datagrams also after that; who iterates anew gets them.
+    for number in 1...2 as ClosedRange<UInt8> { try send([number], to: destination) }
+    let late = Task {
+      var payloads: [[UInt8]] = []
+      for try await datagram in sequence { payloads.append(datagram.payload) }
+      return Task.isCancelled ? nil : payloads
+    }
+    #expect(try await outcome(late) == [[1], [2]])
+
+    // One that comes with the end, just after the look.
+    let last = Task {
+      var iterator = sequence.makeAsyncIterator()
+      let datagram = try await iterator.next(isolation: nil) {
+        do { try send([3], to: destination) } catch { Issue.record(error) }
+      }
+      return datagram?.payload
+    }
+    #expect(try await outcome(last) == [3])
+
+    var bytes = [UInt8](repeating: 0, count: 10)
+    let nothing = try inbox.receive(into: &bytes)
+    #expect(nothing.length == 0)
+    #expect(nothing.source == nil)
+    let error = #expect(throws: TraitError.self) { try inbox.receive(into: &bytes, flags: .doNotWait) }
+    #expect(error?.code == .wouldBlock)
+    var batch = ReceiveBatch(capacity: 4, payloadCapacity: 10)
+    #expect(try inbox.receive(into: &batch) == 1)
+    #expect(try batch.datagram(at: 0).length == 0)
+    #expect(batch.message(at: 0).source == nil)
+  }
+
+  @Test("end all waits that began after a look before the change", arguments: [false, true])
+  func generations(tellsChanges: Bool) async throws {
+    let inbox = try loopbackSocket()
+    let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor)
+    if tellsChanges { try readiness.tellChanges() }
+    func hasEnded(since generation: UInt64) async throws -> Bool {
+      try await outcome(
+        Task {
+          try await readiness.wait(since: generation)
+          return !Task.isCancelled
+        })
+    }
+    let first = readiness.generation
+    readiness.resumeAll()
+    for _ in 0..<3 { #expect(try await hasEnded(since: first)) }
+
+    let second = readiness.generation
+    try send([1], to: try inbox.localAddress())
+    if tellsChanges { try await until { readiness.generation != second } }
+    for _ in 0..<3 { #expect(try await hasEnded(since: second)) }
+  }
+
+  @Test("fail when nobody tells them any more")
+  func endOfPoller() async throws {
+    let inbox = try loopbackSocket()
+    let poller = try SocketPoller()
+    let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor, poller: poller)
+    try readiness.tellChanges()
+    let waiting = Task {
+      while !Task.isCancelled { try await readiness.wait(since: readiness.generation) }
+    }
+    // Somebody closes a descriptor that is not his, and gets its number. The
+    // thread sees it when it waits again.
+    let null = open("/dev/null", O_RDONLY | O_CLOEXEC)
+    try #require(null >= 0)
+    try #require(dup2(null, poller.epoll) == poller.epoll)
+    defer {
+      close(null)
+      close(poller.epoll)
+    }
+    try send([1], to: try inbox.localAddress())
+    await #expect(throws: Errno.invalidArgument) { try await outcome(waiting) }
+    // Those that come later, too.
+    let late = Task { try await readiness.wait(since: readiness.generation) }
+    await #expect(throws: Errno.invalidArgument) { try await outcome(late) }
+    #expect(throws: Errno.invalidArgument) {
+      _ = try SocketReadiness(duplicating: inbox.fileDescriptor, poller: poller)
+    }
+  }
+
+  @Test("throw an error of the socket, and go on for who iterates anew", arguments: families)
+  func errors(family: InternetAddress.Family) async throws {
+    let outbox = try loopbackSocket(family)
+    let peer: InternetAddress
+    do {
+      let gone = try loopbackSocket(family)
+      peer = try gone.localAddress()
+    }
+    try outbox.connect(to: peer)
+    let sequence = try outbox.datagrams()
+    let waiting = Task {
+      var iterator = sequence.makeAsyncIterator()
+      do {
+        _ = try await iterator.next()
+        Issue.record("there was a datagram")
+      } catch let error as TraitError {
+        #expect(error.code == .systemCall)
+        #expect(error.underlyingError == .connectionRefused)
+      }
+      return try await iterator.next() == nil
+    }
+    try await Task.sleep(for: .milliseconds(20))
+    // The answer is that nobody is there (ICMP).
+    try outbox.send(([1] as [UInt8]).span.bytes)
+    #expect(try await waiting.value, "it went on after the error")
+
+    let back = try UDPSocket(family)
+    try back.bind(to: peer)
+    try back.send(([2] as [UInt8]).span.bytes, to: try outbox.localAddress())
+    for try await datagram in sequence {
+      #expect(datagram.payload == [2])
+      break
+    }
+  }
+
+  @Test("wait for a datagram, not for what nobody reads in the queue of errors")
+  func errorQueue() async throws {
+    let outbox = try loopbackSocket()
+    try leaveError(outbox)
+    let sequence = try outbox.datagrams()
+    var iterator = sequence.makeAsyncIterator()
+    let error = await #expect(throws: TraitError.self) { try await iterator.next() }
+    #expect(error?.underlyingError == .connectionRefused)
+    var polled = pollfd(fd: outbox.fileDescriptor.rawValue, events: 0, revents: 0)
+    try #require(poll(&polled, 1, 0) == 1)
+    #expect(throws: Errno.wouldBlock) {
+      var batch = ReceiveBatch(capacity: 1, payloadCapacity: 1)
+      try outbox.fileDescriptor.receiveMessages(into: &batch, flags: .doNotWait)
+    }
+
+    let readiness = try SocketReadiness(duplicating: outbox.fileDescriptor)
+    let waits = Notes()
+    let waiting = Task {
+      while !Task.isCancelled {
+        try await readiness.wait(since: readiness.generation)
+        waits.add(0)
+        #expect(try readiness.foundNothing())
+      }
+    }
+    try await until { waits.count > 0 }
+    try await Task.sleep(for: .milliseconds(100))
+    let before = waits.count
+    #expect(before < 10, "it was woken for nothing, again and again")
+
+    // A datagram is what it waits for.
+    let datagrams = Task {
+      var iterator = sequence.makeAsyncIterator()
+      return try await iterator.next()?.payload
+    }
+    try await Task.sleep(for: .milliseconds(50))
+    try send([7], to: try outbox.localAddress())
+    #expect(try await datagrams.value == [7])
+    try await until { waits.count > before }
+    waiting.cancel()
+    try await waiting.value
+  }
+
+  @Test("have a descriptor of their own, and close it")
+  func ownership() async throws {
+    func identity(_ descriptor: FileDescriptor) -> [UInt64]? {
+      var status = stat()
+      guard fstat(descriptor.rawValue, &status) == 0 else { return nil }
+      return [UInt64(status.st_dev), UInt64(status.st_ino)]
+    }
+    let descriptor: FileDescriptor
+    let original: [UInt64]?
+    let destination: InternetAddress
+    do {
+      let sequence: DatagramSequence
+      do {
+        let inbox = try loopbackSocket()
+        destination = try inbox.localAddress()
+        sequence = try inbox.datagrams()
+      }
+      // The socket that it was made of is closed.
+      try send([3], to: destination)
+      var iterator = sequence.makeAsyncIterator()
+      #expect(try await iterator.next()?.payload == [3])
+    }
+    // Nobody has the port any more.
+    let again = try UDPSocket(.ipv4)
+    try again.bind(to: destination)
+
+    do {
+      let readiness = try SocketReadiness(duplicating: again.fileDescriptor)
+      descriptor = readiness.descriptor
+      #expect(descriptor != again.fileDescriptor)
+      original = identity(descriptor)
+      #expect(original != nil)
+      #expect(identity(descriptor) == identity(again.fileDescriptor))
+      #expect(fcntl(descriptor.rawValue, F_GETFD) & FD_CLOEXEC != 0)
+      // Until here: it is otherwise gone after its last use.
+      withExtendedLifetime(readiness) {}
+    }
+    #expect(identity(descriptor) != original, "it is still open")
+    #expect(throws: Errno.badFileDescriptor) {
+      _ = try FileDescriptor(rawValue: -1).datagrams()
+    }
+  }
+}
