@@ -37,6 +37,26 @@ int lab_open_tap(void)
 	return tap < 0 ? -errno : tap;
 }
 
+int lab_open_packet_socket(unsigned int interface, unsigned short protocol)
+{
+	struct sockaddr_ll at = {
+		.sll_family = AF_PACKET,
+		.sll_protocol = htons(protocol),
+		.sll_ifindex = interface,
+	};
+	int descriptor = socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int err;
+
+	if (descriptor < 0)
+		return -errno;
+	if (bind(descriptor, (struct sockaddr *)&at, sizeof(at)) < 0) {
+		err = errno;
+		close(descriptor);
+		return -err;
+	}
+	return descriptor;
+}
+
 int lab_send_frame(unsigned int interface, unsigned short protocol,
 		   const void *frame, size_t length)
 {

@@ -17,6 +17,18 @@ extension NetworkNamespace {
     }
   }
 
+  /// Opens a packet socket bound to a protocol of an interface, without headers of the link layer.
+  public func openPacketSocket(on interface: String, type: UInt16) throws -> FileDescriptor {
+    try run {
+      let descriptor = lab_open_packet_socket(if_nametoindex(interface), type)
+      guard descriptor >= 0 else {
+        throw LabError(
+          "no packet socket can be opened on \(interface): \(String(cString: strerror(-descriptor)))")
+      }
+      return FileDescriptor(rawValue: descriptor)
+    }
+  }
+
   /// Sends a frame, from its Ethernet header on, out of an interface.
   ///
   /// - Parameter type: What the Ethernet header would say, if the frame has none.

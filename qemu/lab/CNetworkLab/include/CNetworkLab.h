@@ -31,6 +31,11 @@ int lab_keep_thread_capabilities(unsigned long long capabilities);
  */
 int lab_open_tap(void);
 
+/* Opens a packet socket bound to one protocol of an interface of this network
+ * namespace, without link-layer headers: its descriptor, or a negative errno value
+ */
+int lab_open_packet_socket(unsigned int interface, unsigned short protocol);
+
 /* Hands a frame, from its Ethernet header on, to an interface of this network
  * namespace as if the machine itself had sent it. The protocol is what an Ethernet header
  * would say; 0 if there is one. 0 or an errno value
