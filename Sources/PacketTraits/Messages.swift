@@ -202,7 +202,7 @@ extension FileDescriptor {
               header.msg_iovlen = 1
               header.msg_control = control.baseAddress
               header.msg_controllen = control.count
-              return recvmsg(rawValue, &header, flags.rawValue | more | Int32(MSG_CMSG_CLOEXEC))
+              return closingOnExec { recvmsg(rawValue, &header, flags.rawValue | more | $0) }
             }.map { length in
               ReceivedMessage(
                 length: Swift.min(length, payload.count),
@@ -218,6 +218,14 @@ extension FileDescriptor {
     }
     return try result.get()
   }
+}
+
+/// Receives with a flag to add: `MSG_CMSG_CLOEXEC`, or none where that is
+/// refused. Packet sockets do so, before anything else, and hand over no
+/// descriptors (`packet_recvmsg()`, net/packet/af_packet.c).
+func closingOnExec(_ receive: (Int32) -> Int) -> Int {
+  let length = receive(Int32(MSG_CMSG_CLOEXEC))
+  return length < 0 && errno == EINVAL ? receive(0) : length
 }
 
 extension Traits {

@@ -91,11 +91,11 @@ public struct ReceiveBatch: ~Copyable, @unchecked Sendable {
             control: controls + index * controlCapacity, control_length: controlCapacity, flags: 0),
           length: 0)
       }
-      return Int(
-        ctraits_recvmmsg(
-          descriptor.rawValue, headers, UInt32(clamping: capacity),
-          // Without MSG_TRUNC a message's length would be what there was room for.
-          flags.rawValue | more | Int32(MSG_TRUNC) | Int32(MSG_CMSG_CLOEXEC)))
+      // Without MSG_TRUNC a message's length would be what there was room for.
+      let flags = flags.rawValue | more | Int32(MSG_TRUNC)
+      return closingOnExec {
+        Int(ctraits_recvmmsg(descriptor.rawValue, headers, UInt32(clamping: capacity), flags | $0))
+      }
     }
     if case .success(let received) = result { count = received }
     return result
