@@ -23,8 +23,8 @@ extension FileDescriptor {
   ///
   /// - Parameter traits: The traits; none turns it off.
   /// - Throws: `ENOENT` if a key is not registered; `EINVAL` if a value has
-  ///   another size than its key; `EPERM` if a key is not open to all to be
-  ///   written and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW` over
+  ///   another size than its key; `EPERM` if a key, of these or of those that
+  ///   they would replace, is not open to all to be written and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW` over
   ///   the socket's network namespace (in the initial user namespace, for a key
   ///   that crosses network namespaces); `EOPNOTSUPP` if the socket is of none
   ///   of UDP, UDP-Lite, raw and ICMP ("ping") over IPv4 or IPv6; `ENOPROTOOPT`
@@ -39,8 +39,9 @@ extension FileDescriptor {
     guard status == 0 else { throw Errno.current }
   }
 
-  /// The traits that every packet of this socket is given. A key that is removed
-  /// from the registry is out of them, too.
+  /// The traits that every packet of this socket is given, as far as the thread
+  /// may read their keys. A key that is removed from the registry is out of them,
+  /// too.
   ///
   /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_SEND`.
   ///
@@ -164,10 +165,10 @@ extension FileDescriptor {
   /// - Throws: ``TraitError/Code/unsupportedKernel`` if not.
   func requireSentTraits() throws(TraitError) {
     guard !SendSupport.isKnown.load(ordering: .relaxed) else { return }
-    // Asks for the length alone.
+    // Asks for the length alone; with an address a BPF program for getsockopt()
+    // would refuse that there is more than length 0 (kernel/bpf/cgroup.c).
     var length: socklen_t = 0
-    var nothing: UInt8 = 0
-    guard getsockopt(rawValue, SOL_TRAITS, TRAITS_SEND, &nothing, &length) == 0 else {
+    guard getsockopt(rawValue, SOL_TRAITS, TRAITS_SEND, nil, &length) == 0 else {
       throw TraitError(askedForSent: Errno.current)
     }
     SendSupport.isKnown.store(true, ordering: .relaxed)
@@ -193,7 +194,14 @@ extension TraitError {
       case .notSupportedOnSocket:
         (.unsupportedSocket, "this kind of socket does not send traits")
       case .noSuchFileOrDirectory: (.noSuchKey, Self.noSuchKey(traits))
-      case .notPermitted: (.notPermitted, Self.notPermitted(traits))
+      case .notPermitted:
+        (
+          .notPermitted,
+          Self.notPermitted(
+            traits.isEmpty
+              ? "that the socket sends now"
+              : "\(traits.keys) that were to be sent, or of those that the socket sends now,")
+        )
       case .invalidArgument: (.invalidArgument, Self.sizeMismatch(traits))
       default: (.systemCall, "the traits \(traits) cannot be set")
       }
@@ -207,7 +215,11 @@ extension TraitError {
       case .wouldBlock: (.wouldBlock, "no datagram could be sent in time")
       case .noSuchFileOrDirectory where !traits.isEmpty: (.noSuchKey, Self.noSuchKey(traits))
       case .notPermitted where !traits.isEmpty:
-        (.notPermitted, Self.notPermitted(traits) + ", or a packet filter refuses the datagram")
+        (
+          .notPermitted,
+          Self.notPermitted("\(traits.keys) that were to be sent")
+            + ", or a packet filter refuses the datagram"
+        )
       case .invalidArgument where !traits.isEmpty:
         (
           .invalidArgument,
@@ -229,9 +241,8 @@ extension TraitError {
     "one of the keys \(traits.keys) that were to be sent is not registered"
   }
 
-  private static func notPermitted(_ traits: Traits) -> String {
-    "one of the keys \(traits.keys) that were to be sent is not open to all: "
-      + "CAP_NET_ADMIN or CAP_NET_RAW is needed"
+  private static func notPermitted(_ which: String) -> String {
+    "one of the keys \(which) is not open to all: CAP_NET_ADMIN or CAP_NET_RAW is needed"
   }
 
   private static func sizeMismatch(_ traits: Traits) -> String {

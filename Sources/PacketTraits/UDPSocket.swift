@@ -196,8 +196,9 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Parameter traits: The traits; none turns it off.
   /// - Throws: ``TraitError/Code/noSuchKey`` if a key is not registered;
   ///   ``TraitError/Code/invalidArgument`` if a value has another size than its key;
-  ///   ``TraitError/Code/notPermitted`` if a key is not open to all to be written
-  ///   and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW`;
+  ///   ``TraitError/Code/notPermitted`` if a key, of these or of those that they
+  ///   would replace, is not open to all to be written and the thread has neither
+  ///   `CAP_NET_ADMIN` nor `CAP_NET_RAW`;
   ///   ``TraitError/Code/unsupportedKernel`` if there are no packet traits.
   ///   Then nothing has changed.
   public func setSentTraits(_ traits: Traits) throws(TraitError) {
@@ -209,7 +210,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   }
 
   /// The traits that ``setSentTraits(_:)`` set, less those whose keys have been
-  /// removed from the registry.
+  /// removed from the registry or are not for the thread to be read.
   ///
   /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_SEND`.
   ///
