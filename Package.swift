@@ -57,6 +57,9 @@ let package = Package(
       path: "qemu/demo",
       swiftSettings: strict),
 
+    // Calls with traits, right and wrong ones, and a model of what comes of them.
+    .executableTarget(name: "traits-fuzz", dependencies: ["CLibMNL", "CTraits"], path: "qemu/fuzz"),
+
     // Random numbers for tests, the same for the same seed.
     .target(name: "SeededRandom", path: "Tests/SeededRandom", swiftSettings: strict),
 
@@ -84,7 +87,7 @@ let package = Package(
       name: "GuestTests",
       dependencies: [
         "CTraits", "CNetworkLab", "NetworkLab", "PacketTraits", "TraitRegistry", "traitctl",
-        "traits-demo", system,
+        "traits-demo", "traits-fuzz", system,
       ],
       swiftSettings: strict),
   ],

@@ -3,7 +3,7 @@
 
 test_every_command_explains_itself() {
 	local command
-	for command in demo test shell fetch patch build boot mutate bench; do
+	for command in demo test shell fetch patch build boot mutate bench fuzz; do
 		vm $command --help
 		ends 0
 		says "Usage: qemu/vm $command"
@@ -15,7 +15,7 @@ test_every_command_explains_itself() {
 
 test_help_of_a_command_is_the_same_either_way() {
 	local command first
-	for command in demo test shell fetch patch build boot mutate bench; do
+	for command in demo test shell fetch patch build boot mutate bench fuzz; do
 		vm $command --help
 		first=$OUTPUT
 		vm help $command
@@ -49,12 +49,15 @@ test_a_seed_is_a_number() {
 	PACKET_TRAITS_SEED=lucky vm test --long --only kunit
 	ends 64
 	says "PACKET_TRAITS_SEED is a number" "not 'lucky'"
+	PACKET_TRAITS_SEED=-1 vm fuzz
+	ends 64
+	says "PACKET_TRAITS_SEED is a number" "not '-1'"
 }
 
 # Refused for its value, an option was read
 test_a_value_follows_an_option_or_its_equals_sign() {
 	local option
-	for option in 'test --only' 'test --profile' 'boot --limit' 'bench unused --boots'; do
+	for option in 'test --only' 'test --profile' 'boot --limit' 'bench unused --boots' 'fuzz --minutes' 'fuzz --profile'; do
 		# shellcheck disable=SC2086
 		vm $option wrong
 		ends 64
@@ -101,7 +104,7 @@ test_unknown_words_are_usage_errors_and_are_named() {
 	vm dance
 	ends 64
 	says "'dance'"
-	for command in demo test shell fetch build boot mutate bench 'bench store' 'bench unused' 'patch apply' 'patch export' 'patch check' patch; do
+	for command in demo test shell fetch build boot mutate bench fuzz 'bench store' 'bench unused' 'patch apply' 'patch export' 'patch check' patch; do
 		# shellcheck disable=SC2086
 		vm $command --wrong
 		ends 64

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * fuzz [--calls N] [--seconds N] [--threads N] [--seed N]: calls setsockopt(), getsockopt(),
+ * traits-fuzz [--calls N] [--seconds N] [--threads N] [--seed N]: calls setsockopt(), getsockopt(),
  * sendmsg() and recvmsg() (and their forms for many messages) with traits, with lengths,
  * addresses and contents of which some are right and some are not, on sockets of each kind.
  *
@@ -1281,7 +1281,7 @@ int main(int argc, char **argv)
 		unsigned long long number = optarg ? strtoull(optarg, &end, 10) : 0;
 
 		if (option == '?' || !end || *end || !*optarg)
-			error(2, 0, "usage: fuzz [--calls N] [--seconds N] [--threads N] [--seed N]");
+			error(2, 0, "usage: traits-fuzz [--calls N] [--seconds N] [--threads N] [--seed N]");
 		if (option == 'c')
 			calls = number;
 		else if (option == 's')

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+
+import Glibc
+import NetworkLab
+import Testing
+
+extension Guest {
+  /// A short run of qemu/fuzz: `qemu/vm fuzz` makes it long.
+  @Suite("Socket calls with right and wrong arguments")
+  struct FuzzTests {
+    /// Each call with how many of it had which outcome, an errno value or 0.
+    private func outcomes(_ output: String) throws -> [String: [Int32: Int]] {
+      var outcomes: [String: [Int32: Int]] = [:]
+      for line in output.split(separator: "\n").dropFirst() where !line.hasPrefix("compared") {
+        let words = line.split(separator: " ")
+        try #require(words.count == 3, "\(line)")
+        outcomes[String(words[0]), default: [:]][try #require(Int32(words[1]))] = try #require(Int(words[2]))
+      }
+      return outcomes
+    }
+
+    private func run(calls: Int, seconds: Int) throws -> String {
+      let outcome = try Command([
+        try Command.built("traits-fuzz"), "--calls", "\(calls)", "--seconds", "\(seconds)",
+      ]).wait(limit: .seconds(300))
+      try #require(outcome.status == 0, "\(outcome.output)\(outcome.errors)")
+      return outcome.output
+    }
+
+    @Test("do what they are to do, each and one after the other")
+    func model() throws {
+      // Where memory is lacking, what each is to do is not known.
+      guard !Guest.storesMayFail else { return _ = try run(calls: 0, seconds: 2) }
+      let output = try run(calls: 20_000, seconds: 0)
+      let outcomes = try outcomes(output)
+      // Not all is refused, and not all is taken.
+      for (call, errors) in [
+        ("setsockopt-recv", [EPERM, ENOENT, EFAULT, EINVAL, EOPNOTSUPP]),
+        ("setsockopt-send", [EPERM, ENOENT, EFAULT, EINVAL, EOPNOTSUPP]),
+        ("getsockopt-recv", [EFAULT, EINVAL, EOPNOTSUPP]), ("getsockopt-send", [EFAULT, EINVAL, EOPNOTSUPP]),
+        ("sendmsg", [EPERM, ENOENT, EFAULT, EINVAL]), ("sendmmsg", [EPERM, EINVAL]), ("recvmsg", []),
+        ("recvmmsg", []),
+      ] {
+        let counts = try #require(outcomes[call], "\(call) was not called")
+        let share = Double(counts[0, default: 0]) / Double(counts.values.reduce(0, +))
+        #expect(share > 0.25, "\(call): \(counts)")
+        for error in errors { #expect(counts[error, default: 0] > 0, "\(call), errno \(error)") }
+      }
+      let compared = output.split(separator: "\n").compactMap { line in
+        line.hasPrefix("compared traits ") ? Int(line.dropFirst(16)) : nil
+      }
+      #expect(try #require(compared.first) >= 20, "\(output)")
+    }
+
+    @Test("leave the kernel whole when threads, sockets and keys get in each other's way")
+    func threads() throws {
+      let outcomes = try outcomes(run(calls: 0, seconds: 5))
+      for call in ["setsockopt-recv", "setsockopt-send", "sendmsg", "recvmsg"] {
+        #expect(outcomes[call]?[0, default: 0] ?? 0 > 0, "\(call): \(String(describing: outcomes[call]))")
+      }
+    }
+  }
+}
