@@ -128,7 +128,8 @@ static uint64_t datagram_count;
 
 struct thread {
 	uint64_t state;
-	bool checked, privileged;
+	/* Disturbed: somebody else writes to its memory */
+	bool checked, privileged, disturbed;
 	unsigned long call;
 	/* PAGES that can be written, and one behind that cannot be touched */
 	uint8_t *memory;
@@ -967,7 +968,7 @@ static void receive_one(struct thread *thread, struct slot *slot)
 	err = length < 0 ? errno : 0;
 	note(thread, RECEIVE, err);
 	/* Where the kernel could not write, nothing can be read */
-	if (!err && good == room && header.msg_controllen <= room)
+	if (!err && good == room && header.msg_controllen <= room && !thread->disturbed)
 		look_at(thread, slot, &header, length < (ssize_t)sizeof(payload) ? length : (ssize_t)sizeof(payload));
 }
 
@@ -1230,6 +1231,7 @@ static void run_threads(unsigned int count, unsigned int seconds)
 		error(1, ENOMEM, "threads");
 	for (i = 0; i <= count; i++)
 		begin_thread(&threads[i], i + 2);
+	threads[1].disturbed = true;
 	for (i = 0; i <= count; i++) {
 		int err = pthread_create(&handles[i], NULL, i ? caller : disturber, &threads[i]);
 
