@@ -3,6 +3,7 @@
 # The suites. Each leaves DIRECTORY/tests.tsv, "outcome TAB name TAB reason", made
 # from what its runner reports as data; the counts are counts of these lines.
 
+HARNESS_LIMIT=900
 HOST_LIMIT=600
 GUEST_LIMIT=1800
 KUNIT_LIMIT=1800
@@ -184,7 +185,7 @@ reports_of_kunit() {
 suite_harness() {
 	local status=0
 	step "harness: qemu/tests"
-	timeout --kill-after=5 300 "$ROOT/qemu/tests/run" "$RESULTS/harness" \
+	timeout --kill-after=5 $HARNESS_LIMIT "$ROOT/qemu/tests/run" "$RESULTS/harness" \
 		>"$RESULTS/harness/output.log" 2>&1 </dev/null 9>&- || status=$?
 	[ -s "$RESULTS/harness/tests.tsv" ] || fail_suite harness "no test ran, qemu/tests/run ended with status $status"
 	[ $status -eq 0 ] || [ "$(count failed "$RESULTS/harness/tests.tsv")" -gt 0 ] ||
