@@ -43,4 +43,9 @@ int lab_open_packet_socket(unsigned int interface, unsigned short protocol);
 int lab_send_frame(unsigned int interface, unsigned short protocol,
 		   const void *frame, size_t length);
 
+/* Sends a descriptor along a unix socket, with a message of one byte. 0 or an errno
+ * value
+ */
+int lab_pass_descriptor(int channel, int descriptor);
+
 #endif /* CNETWORKLAB_H */
