@@ -92,6 +92,7 @@ let package = Package(
       dependencies: [
         "CTraits", "CNetworkLab", "NetworkLab", "PacketTraits", "TraitRegistry", "plain-server",
         "traitctl", "traits-attempt", "traits-demo", system,
+        .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
         .product(name: "NIOCore", package: "swift-nio"),
         .product(name: "NIOPosix", package: "swift-nio"),
       ],

@@ -257,6 +257,14 @@ extension Guest {
       }
     }
 
+    /// Sends one byte, as part of a message.
+    func send(piece: UInt8, _ traits: Traits = Traits(), isLast: Bool = false) throws {
+      let bytes = [piece]
+      _ = try Guest.insisting {
+        try outbox.sendMessage(bytes.span.bytes, traits: traits, flags: isLast ? [] : .more)
+      }
+    }
+
     /// Receives one message.
     func arrival(
       payloadRoom: Int = 4096, controlRoom: Int = 4096, flags: MessageFlags = []
@@ -323,5 +331,12 @@ extension Guest {
     static func with(_ body: (Sample) throws -> Void) throws {
       try Guest.withKeys(sizes) { try body(Sample($0)) }
     }
+  }
+}
+
+extension Arrival {
+  /// Whether there is a control message with traits.
+  var hasTraits: Bool {
+    get throws { try controlMessages.contains(where: \.isTraits) }
   }
 }
