@@ -70,7 +70,9 @@ extension Guest {
               payloadRoom: room, flags: isLengthAsked ? flags.union(.truncated) : flags)
             #expect(arrival.payload == Array(whole[..<room]))
             #expect(arrival.message.flags.contains(.truncated), "\(room) bytes of room")
-            #expect(arrival.message.messageLength == (isLengthAsked ? whole.count : room))
+            // ICMP sockets do not tell.
+            let tells = isLengthAsked && ![.pong4, .pong6].contains(kind)
+            #expect(arrival.message.messageLength == (tells ? whole.count : room))
             #expect(try arrival.traits == sample.traits)
             #expect(!arrival.message.flags.contains(.controlTruncated))
           }
@@ -191,8 +193,6 @@ extension Guest {
           #expect(try arrival.hasTraits == false)
           #expect(!arrival.message.flags.contains(.controlTruncated))
           expectNoError(lane)
-          // What is pending is told once.
-          #expect(throws: Errno.connectionRefused) { try lane.outbox.sendMessage([UInt8]().span.bytes) }
         }
       }
     }

@@ -45,12 +45,13 @@ struct mmsghdr32 {
 /* Numbers of 32-bit system calls (arch/x86/entry/syscalls/syscall_32.tbl) */
 #define CALL32_GETPID		20
 #define CALL32_SOCKETCALL	102
-#define CALL32_RECVMMSG		337
 #define CALL32_SENDMMSG		345
 #define CALL32_GETSOCKOPT	365
 #define CALL32_SETSOCKOPT	366
 #define CALL32_SENDMSG		370
 #define CALL32_RECVMSG		372
+/* The one whose time has 64 bits: the other is there with CONFIG_COMPAT_32BIT_TIME alone */
+#define CALL32_RECVMMSG		417
 #define CALL32_IO_URING_SETUP	425
 
 /* linux/net.h */
