@@ -16,6 +16,7 @@ extension Guest {
     case toIPv6 = "UDP over IPv4 to an IPv6 socket"
     case lite4 = "UDP-Lite over IPv4"
     case lite6 = "UDP-Lite over IPv6"
+    case liteMapped = "UDP-Lite over IPv4 between IPv6 sockets"
     case raw4 = "raw over IPv4"
     case raw6 = "raw over IPv6"
     case header4 = "raw with a header of its own over IPv4"
@@ -32,7 +33,8 @@ extension Guest {
     /// The protocol that the packets are of.
     var family: InternetAddress.Family {
       switch self {
-      case .udp4, .fromIPv6, .toIPv6, .lite4, .raw4, .header4, .ping4, .pong4, .packet4: .ipv4
+      case .udp4, .fromIPv6, .toIPv6, .lite4, .liteMapped, .raw4, .header4, .ping4, .pong4, .packet4:
+        .ipv4
       default: .ipv6
       }
     }
@@ -42,15 +44,19 @@ extension Guest {
 
     /// Those whose sender is of another kind than that of all before.
     static let senders: [Kind] = [
-      .udp4, .udp6, .fromIPv6, .lite4, .lite6, .raw4, .raw6, .header4, .header6, .ping4, .ping6,
+      .udp4, .udp6, .fromIPv6, .lite4, .lite6, .liteMapped, .raw4, .raw6, .header4, .header6, .ping4,
+      .ping6,
     ]
 
     /// Those of which a message can be sent in pieces, whatever the pieces are.
-    static let corking: [Kind] = [.udp4, .udp6, .fromIPv6, .lite4, .lite6, .raw4, .raw6]
+    static let corking: [Kind] = [
+      .udp4, .udp6, .fromIPv6, .lite4, .lite6, .liteMapped, .raw4, .raw6,
+    ]
 
     /// Those whose receiver is of another kind than that of all before.
     static let receivers: [Kind] = [
-      .udp4, .udp6, .toIPv6, .lite4, .lite6, .raw4, .raw6, .pong4, .pong6, .packet4, .packet6,
+      .udp4, .udp6, .toIPv6, .lite4, .lite6, .liteMapped, .raw4, .raw6, .pong4, .pong6, .packet4,
+      .packet6,
     ]
   }
 
@@ -74,7 +80,8 @@ extension Guest {
       self.kind = kind
       self.namespace = namespace
       let family = kind.family
-      let host = family == .ipv6 ? "::1" : kind == .fromIPv6 ? "::ffff:127.0.0.1" : "127.0.0.1"
+      let host =
+        family == .ipv6 ? "::1" : [.fromIPv6, .liteMapped].contains(kind) ? "::ffff:127.0.0.1" : "127.0.0.1"
       let icmp = family == .ipv4 ? Int32(IPPROTO_ICMP) : 58
       let (datagram, raw) = (SOCK_DGRAM.rawValue, SOCK_RAW.rawValue)
       func socket(_ family: InternetAddress.Family, _ type: UInt32, _ proto: Int32) throws -> FileDescriptor {
@@ -86,9 +93,9 @@ extension Guest {
         inbox = try socket(kind == .toIPv6 ? .ipv6 : family, datagram, 0)
         outbox = try socket(kind == .fromIPv6 ? .ipv6 : family, datagram, 0)
         port = Guest.port
-      case .lite4, .lite6:
-        inbox = try socket(family, datagram, Self.udpLite)
-        outbox = try socket(family, datagram, Self.udpLite)
+      case .lite4, .lite6, .liteMapped:
+        inbox = try socket(kind == .lite4 ? .ipv4 : .ipv6, datagram, Self.udpLite)
+        outbox = try socket(kind == .lite4 ? .ipv4 : .ipv6, datagram, Self.udpLite)
         port = Guest.port
       case .raw4, .raw6:
         inbox = try socket(family, raw, Self.experiment)
@@ -120,7 +127,7 @@ extension Guest {
       destination = try #require(InternetAddress(host, port: port))
       switch kind {
       case .udp4, .udp6, .fromIPv6, .lite4, .lite6: try Self.bind(inbox, .any(family, port: port))
-      case .toIPv6: try Self.bind(inbox, .any(.ipv6, port: port))
+      case .toIPv6, .liteMapped: try Self.bind(inbox, .any(.ipv6, port: port))
       case .pong4, .pong6:
         try Self.bind(inbox, try #require(InternetAddress(host, port: Self.identifier)))
       case .ping4, .ping6:
@@ -170,6 +177,9 @@ extension Guest {
         filter[4] = ~1
         try #require(setsockopt(inbox.rawValue, 58, 1, &filter, 32) == 0)
       }
+      // What came before that, as of neighbours along the cable.
+      var room: UInt8 = 0
+      while recv(inbox.rawValue, &room, 1, Int32(MSG_DONTWAIT)) >= 0 {}
     }
 
     /// What a socket of this kind is to send.
@@ -224,7 +234,7 @@ extension Guest {
     /// The protocol of what is sent, as the IP header says it.
     var ipProtocol: UInt8 {
       switch kind {
-      case .lite4, .lite6: 136
+      case .lite4, .lite6, .liteMapped: 136
       case .raw4, .raw6, .header4, .header6: UInt8(Self.experiment)
       case .ping4, .ping6, .pong4, .pong6: kind.family == .ipv4 ? 1 : 58
       default: 17

@@ -21,7 +21,7 @@ extension Guest.Kind {
     // SO_TIMESTAMP
     let stamp = (SOL_SOCKET, Int32(29))
     return switch self {
-    case .toIPv6: [stamp, (Int32(IPPROTO_IPV6), IPV6_RECVPKTINFO), (Int32(IPPROTO_IP), IP_RECVTOS)]
+    case .toIPv6, .liteMapped: [stamp, (Int32(IPPROTO_IPV6), IPV6_RECVPKTINFO), (Int32(IPPROTO_IP), IP_RECVTOS)]
     // PACKET_AUXDATA
     case .packet4, .packet6: [stamp, (263, 8)]
     default: [stamp] + (family == .ipv4 ? ip4 : ip6)
