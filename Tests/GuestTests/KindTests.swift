@@ -160,6 +160,87 @@ extension Guest {
       }
     }
 
+    @Test("a message has what an XDP program gave it", arguments: Kind.receivers)
+    func fromXDP(kind: Kind) throws {
+      try Sample.with { sample in
+        let lane = try Lane(kind, keys: sample.ids)
+        let program = try ScriptProgram(
+          .ipProtocol(lane.ipProtocol), sample.traits.map { .set($0.id.rawValue, $0.bytes) })
+        try program.program.attach(to: "lo", in: lane.namespace, mode: .generic)
+        var passages = Passages()
+        for number in 0..<5 as Range<UInt32> {
+          // What the sender says of the same keys is written over.
+          try lane.send(number, number % 2 == 0 ? Traits() : sample.others)
+          let arrival = try lane.arrival()
+          #expect(lane.isMessage(arrival.payload, number))
+          try passages.expect(arrival, sample.traits, "message \(number)")
+        }
+        try program.program.detach()
+        try lane.send(9)
+        try lane.expect(9, Traits())
+      }
+    }
+
+    @Test(
+      "every receiver of a multicast message gets what it asks for", arguments: [Kind.lite4, .lite6, .raw4, .raw6])
+    func multicast(kind: Kind) throws {
+      try Sample.with { sample in
+        let (namespace, interface) = try (suiteCable().receiver.namespace, suiteCable().receiver.interface)
+        let isIPv4 = kind.family == .ipv4
+        let isRaw = kind == .raw4 || kind == .raw6
+        // The loopback interface takes part in IPv4's multicast alone.
+        let group = try namespace.run {
+          try #require(
+            InternetAddress(isIPv4 ? "239.1.2.3" : "ff02::4321%\(interface)", port: isRaw ? 0 : Guest.port))
+        }
+        func socket() throws -> FileDescriptor {
+          try Lane.open(
+            namespace, kind.family.domain, isRaw ? SOCK_RAW.rawValue : SOCK_DGRAM.rawValue,
+            isRaw ? Lane.experiment : 136)
+        }
+        func member(_ keys: [TraitID]) throws -> FileDescriptor {
+          let member = try socket()
+          var on: Int32 = 1
+          setsockopt(member.rawValue, SOL_SOCKET, SO_REUSEADDR, &on, 4)
+          if !isRaw { try Lane.bind(member, .any(kind.family, port: Guest.port)) }
+          // struct ip_mreq, struct ipv6_mreq
+          var request: [UInt8]
+          if isIPv4 {
+            request = [239, 1, 2, 3, 127, 0, 0, 1]
+          } else {
+            request = [0xff, 2] + [UInt8](repeating: 0, count: 12) + [0x43, 0x21]
+            request.append(native: group.scope)
+          }
+          let (level, name) =
+            isIPv4 ? (Int32(IPPROTO_IP), IP_ADD_MEMBERSHIP) : (Int32(IPPROTO_IPV6), IPV6_JOIN_GROUP)
+          try #require(
+            setsockopt(member.rawValue, level, name, request, socklen_t(request.count)) == 0, "errno \(errno)")
+          try member.setReceivedTraits(TraitMask(keys))
+          return member
+        }
+        let first = try member([sample.ids[0]])
+        defer { try? first.close() }
+        let second = try member(sample.ids)
+        defer { try? second.close() }
+        let outbox = try socket()
+        defer { try? outbox.close() }
+        if isIPv4 {
+          var interface = in_addr(s_addr: UInt32(0x7f00_0001).bigEndian)
+          try #require(setsockopt(outbox.rawValue, Int32(IPPROTO_IP), IP_MULTICAST_IF, &interface, 4) == 0)
+        }
+        let payload = TagProgram.payload(6)
+        _ = try Guest.insisting {
+          try outbox.sendMessage(payload.span.bytes, to: group, traits: sample.traits)
+        }
+        let less = try Traits([(sample.ids[0], try #require(sample.traits.bytes(of: sample.ids[0])))])
+        for (member, traits) in [(first, less), (second, sample.traits)] {
+          let arrived = try Guest.receive(member)
+          #expect(arrived.payload.suffix(36) == payload[...])
+          #expect(arrived.traits == traits)
+        }
+      }
+    }
+
     @Test("a message in pieces has what it was begun with", arguments: Kind.corking)
     func pieces(kind: Kind) throws {
       try Sample.with { sample in

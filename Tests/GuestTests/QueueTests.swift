@@ -132,7 +132,7 @@ extension Guest {
         try turnOn(lane.outbox, Int32(IPPROTO_IPV6), IPV6_RECVERR)
       } else {
         try turnOn(lane.outbox, Int32(IPPROTO_IP), IP_RECVERR)
-        if lane.kind == .fromIPv6 { try turnOn(lane.outbox, Int32(IPPROTO_IPV6), IPV6_RECVERR) }
+        if [.fromIPv6, .liteMapped].contains(lane.kind) { try turnOn(lane.outbox, Int32(IPPROTO_IPV6), IPV6_RECVERR) }
       }
     }
 
@@ -174,7 +174,9 @@ extension Guest {
       }
     }
 
-    @Test("a port that is closed: what is queued has no traits", arguments: [Kind.udp4, .udp6, .fromIPv6])
+    @Test(
+      "a port that is closed: what is queued has no traits",
+      arguments: [Kind.udp4, .udp6, .fromIPv6, .lite4, .lite6, .liteMapped])
     func portUnreachable(kind: Kind) throws {
       try Sample.with { sample in
         let lane = try Lane(kind)
@@ -339,7 +341,7 @@ extension Guest {
       }
     }
 
-    @Test("a datagram that is too long for its way: what is queued has none", arguments: [Kind.udp4, .udp6, .fromIPv6])
+    @Test("a message that is too long for its way: what is queued has none", arguments: Kind.senders)
     func local(kind: Kind) throws {
       try Sample.with { sample in
         let lane = try Lane(kind, keys: sample.ids)
@@ -351,7 +353,12 @@ extension Guest {
         try lane.namespace.ip("link", "set", "lo", "mtu", "1500")
         defer { _ = try? lane.namespace.ip("link", "set", "lo", "mtu", "65536") }
         try lane.outbox.setReceivedTraits(TraitMask(sample.ids))
-        let long = TagProgram.payload(3, length: 4000)
+        let payload = TagProgram.payload(3, length: 4000)
+        let long =
+          switch kind {
+          case .ping4, .ping6: Lane.echo(kind.family, isReply: false, 0, payload)
+          default: payload
+          }
         #expect(throws: Errno.messageTooLong) {
           try lane.outbox.sendMessage(long.span.bytes, traits: sample.traits)
         }
