@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
 # docs/testing.md says which test shows what. Each test that it names is there.
+# Between backquotes are names in Markdown, and no commands
+# shellcheck disable=SC2016
 
 # named_tests FILE: SUITE.function, one a line
 named_tests() {
