@@ -15,7 +15,9 @@ extension Guest {
   struct KindTests {
     /// What came of setsockopt(): 0 or errno.
     private func set(_ socket: FileDescriptor, _ name: Int32, _ value: UnsafeRawPointer?, _ length: Int) -> Int32 {
-      setsockopt(socket.rawValue, SOL_TRAITS, name, value, socklen_t(length)) == 0 ? 0 : errno
+      Guest.insistingStatus {
+        setsockopt(socket.rawValue, SOL_TRAITS, name, value, socklen_t(length)) == 0 ? 0 : errno
+      }
     }
 
     @Test("TRAITS_RECV is set and read, and refused as it should be", arguments: Kind.receivers)
@@ -84,7 +86,7 @@ extension Guest {
         let free = try Guest.freeKey()
         let lane = try Lane(kind, keys: sample.ids)
         let sticky = try Traits([(sample.ids[0], try #require(sample.others.bytes(of: sample.ids[0])))])
-        try lane.outbox.setSentTraits(sticky)
+        try lane.setSentTraits(sticky)
         let own = try Traits([(sample.ids[1], try #require(sample.traits.bytes(of: sample.ids[1])))])
         var both = sticky
         try both.setBytes(try #require(own.bytes(of: sample.ids[1])), for: sample.ids[1])
@@ -245,9 +247,9 @@ extension Guest {
     func pieces(kind: Kind) throws {
       try Sample.with { sample in
         let lane = try Lane(kind, keys: sample.ids)
-        try lane.outbox.setSentTraits(sample.others)
+        try lane.setSentTraits(sample.others)
         try lane.send(piece: 1, sample.traits)
-        try lane.outbox.setSentTraits(Traits())
+        try lane.setSentTraits(Traits())
         #expect(throws: Errno.invalidArgument) { try lane.send(piece: 9, sample.others) }
         try lane.send(piece: 2, sample.traits)
         lane.expectNothing()

@@ -267,6 +267,10 @@ extension Guest {
       }
     }
 
+    func setSentTraits(_ traits: Traits) throws {
+      try Guest.insisting { try outbox.setSentTraits(traits) }
+    }
+
     /// Sends one byte, as part of a message.
     func send(piece: UInt8, _ traits: Traits = Traits(), isLast: Bool = false) throws {
       let bytes = [piece]
@@ -322,6 +326,16 @@ extension Guest {
     return Arrival(
       payload: Array(payloadBytes[..<message.length]), message: message,
       control: Array(controlBytes[..<message.controlLength]))
+  }
+
+  /// Makes a call that returns an errno value, positive or negative, again and again where memory is
+  /// made to be short.
+  static func insistingStatus<Status: SignedInteger>(_ call: () -> Status) -> Status {
+    var status = call()
+    for _ in 0..<200 where storesMayFail && [ENOMEM, ENOBUFS].contains(Int32(status.magnitude)) {
+      status = call()
+    }
+    return status
   }
 
   /// Some keys of all sizes, and what a packet may have of them.

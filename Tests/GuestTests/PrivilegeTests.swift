@@ -288,7 +288,7 @@ extension Guest {
         let (readable, writable) = (try key(.openRead), try key(.openWrite))
         let lane = try Lane(kind, keys: [closed, crossing])
         let sticky = try Traits([(closed, [1, 1, 1, 1]), (crossing, [2, 2, 2, 2])])
-        try lane.outbox.setSentTraits(sticky)
+        try lane.setSentTraits(sticky)
 
         // Reading: what was asked for comes, and nothing else can be asked for.
         for number in 0..<4 as Range<UInt32> {
@@ -354,7 +354,7 @@ extension Guest {
         let writable = try #require(keys.first { $0.flags == .openWrite }).id
         let lane = try Lane(kind, keys: [closed, writable])
         let sticky = try Traits([(closed, [1, 1, 1, 1])])
-        try lane.outbox.setSentTraits(sticky)
+        try lane.setSentTraits(sticky)
         let actions = [
           "payload=0102", "more=", "more=\(Guest.record(closed, .bytes4, 1))",
           "message=\(Guest.record(closed, .bytes4, 2))", "message=\(Guest.record(writable, .bytes4, 2))",
@@ -388,13 +388,20 @@ extension Guest {
           "recv=\(closed.rawValue)", "recv=\(readable.rawValue)", "payload=\(Guest.hex(lane.message(4)))",
           "message=", "errors",
         ]
-        let lines = try Guest.attempt(
-          .user, .inherited, lane.outbox, actions, elsewhere: try suiteCable().sender.namespace)
-        #expect(lines.dropLast() == ["EPERM", "ok", "ok", "ok"])
-        let results = try program.results()
-        #expect(results.runs > 0 && results.steps.map(\.status) == [0, 0], "\(results)")
-        #expect(lines.last?.hasSuffix(" \(readable.rawValue):02020202") == true, "\(lines)")
-        try lane.expect(4, try Traits(values))
+        // Where memory is short the program may not have been able to.
+        for _ in 0..<(Guest.storesMayFail ? 50 : 1) {
+          let lines = try Guest.attempt(
+            .user, .inherited, lane.outbox, actions, elsewhere: try suiteCable().sender.namespace)
+          let arrival = try lane.arrival()
+          let results = try program.results()
+          if Guest.storesMayFail, results.steps.contains(where: { $0.status == -ENOMEM }) { continue }
+          #expect(results.runs > 0 && results.steps.map(\.status) == [0, 0], "\(results)")
+          #expect(lines.dropLast() == ["EPERM", "ok", "ok", "ok"])
+          #expect(lines.last?.hasSuffix(" \(readable.rawValue):02020202") == true, "\(lines)")
+          #expect(lane.isMessage(arrival.payload, 4))
+          #expect(try arrival.traits == Traits(values))
+          break
+        }
         try program.detach()
       }
     }
@@ -435,7 +442,7 @@ extension Guest {
     func removedFromSent(kind: Kind) throws {
       try withAllKeys { ids in
         let lane = try Lane(kind, keys: [ids[3], ids[4]])
-        try lane.outbox.setSentTraits(try Traits([(ids[3], [3, 3, 3, 3]), (ids[4], [4, 4, 4, 4])]))
+        try lane.setSentTraits(try Traits([(ids[3], [3, 3, 3, 3]), (ids[4], [4, 4, 4, 4])]))
         let kept = try Traits([(ids[4], [4, 4, 4, 4])])
         try replace(ids[3])
         try lane.inbox.setReceivedTraits(TraitMask([ids[3], ids[4]]))
@@ -446,7 +453,7 @@ extension Guest {
         let both = try Traits([(ids[3], [5, 5, 5, 5]), (ids[4], [4, 4, 4, 4])])
         try lane.send(2, try Traits([(ids[3], [5, 5, 5, 5])]))
         try lane.expect(2, both)
-        try lane.outbox.setSentTraits(both)
+        try lane.setSentTraits(both)
         try lane.send(3)
         try lane.expect(3, both)
       }
@@ -501,7 +508,7 @@ extension Guest {
     func removedFromHanded(handing: Handing) throws {
       try withAllKeys { ids in
         let lane = try Lane(.udp4, keys: [ids[3], ids[4]])
-        try lane.outbox.setSentTraits(try Traits([(ids[3], [3, 3, 3, 3]), (ids[4], [4, 4, 4, 4])]))
+        try lane.setSentTraits(try Traits([(ids[3], [3, 3, 3, 3]), (ids[4], [4, 4, 4, 4])]))
         try lane.send(1)
         try replace(ids[3])
         let elsewhere = try suiteCable().sender.namespace

@@ -110,7 +110,7 @@ extension Guest {
         try mark(lane)
         let keys = datagrams[2].keys
         if origin.asks { try lane.inbox.setReceivedTraits(keys) }
-        if origin == .inheritedSending { try lane.inbox.setSentTraits(datagrams[1]) }
+        if origin == .inheritedSending { try Guest.insisting { try lane.inbox.setSentTraits(datagrams[1]) } }
         try lane.outbox.setReceivedTraits(keys)
         // No room beyond what it asked for; for one trait, but for a byte and exactly; for all.
         for room in [0, 39, 40, 1168] {

@@ -74,7 +74,7 @@ extension Guest {
         #expect(try inbox.arrival().payload == payload)
         let plain = try frame(payload)
         for (sticky, own) in [(sample.traits, Traits()), (Traits(), sample.traits), (sample.others, sample.traits)] {
-          try outbox.setSentTraits(sticky)
+          try Guest.insisting { try outbox.setSentTraits(sticky) }
           _ = try Guest.insisting {
             try outbox.send(payload.span.bytes, to: try wire.destination(route), traits: own)
           }
@@ -103,8 +103,8 @@ extension Guest {
           try tag.program.attach(to: wire.receiver, mode: mode)
           let inbox = try wire.inbox(route, ids + senders)
           let outbox = try wire.outbox(route)
-          try outbox.setSentTraits(
-            try Traits([(senders[0], [1, 2, 3, 4]), (ids[0], [5, 6, 7, 8])]))
+          let sticky = try Traits([(senders[0], [1, 2, 3, 4]), (ids[0], [5, 6, 7, 8])])
+          try Guest.insisting { try outbox.setSentTraits(sticky) }
           var passages = Passages()
           for sequence in 0..<50 as Range<UInt32> {
             // Of all lengths that one frame has.

@@ -138,6 +138,15 @@ static void parse_destination(char *text)
 	}
 }
 
+/* Where memory is made to be short (the profile "faults"), is this to be tried again? */
+static bool try_again(long status, int *tries)
+{
+	const char *profile = getenv("PACKET_TRAITS_PROFILE");
+
+	return status < 0 && (errno == ENOMEM || errno == ENOBUFS) && profile &&
+	       !strcmp(profile, "faults") && (*tries)++ < 200;
+}
+
 static void send_message(int fd, const struct trait *records, size_t count, int flags)
 {
 	static union {
@@ -146,6 +155,8 @@ static void send_message(int fd, const struct trait *records, size_t count, int 
 	} control;
 	struct iovec vector = { payload, payload_length };
 	struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1 };
+	int tries = 0;
+	long status;
 
 	if (to_length) {
 		message.msg_name = &to;
@@ -159,7 +170,10 @@ static void send_message(int fd, const struct trait *records, size_t count, int 
 		message.msg_control = &control;
 		message.msg_controllen = CMSG_SPACE(count * sizeof(*records));
 	}
-	tell(sendmsg(fd, &message, flags | MSG_NOSIGNAL));
+	do {
+		status = sendmsg(fd, &message, flags | MSG_NOSIGNAL);
+	} while (try_again(status, &tries));
+	tell(status);
 }
 
 static void receive_message(int fd, int flags)
@@ -218,8 +232,10 @@ static void act(int fd, char *action)
 	struct trait records[MOST];
 	socklen_t length = sizeof(records);
 	char *operand = strchr(action, '=');
+	int tries = 0;
 	size_t count;
 	uint64_t keys;
+	long status;
 
 	if (operand)
 		*operand++ = 0;
@@ -247,7 +263,11 @@ static void act(int fd, char *action)
 		tell(setsockopt(fd, SOL_TRAITS, TRAITS_RECV, &keys, sizeof(keys)));
 	} else if (!strcmp(action, "send")) {
 		count = parse_records(operand, records);
-		tell(setsockopt(fd, SOL_TRAITS, TRAITS_SEND, records, count * sizeof(*records)));
+		do {
+			status = setsockopt(fd, SOL_TRAITS, TRAITS_SEND, records,
+					    count * sizeof(*records));
+		} while (try_again(status, &tries));
+		tell(status);
 	} else if (!strcmp(action, "message") || !strcmp(action, "more")) {
 		count = parse_records(operand, records);
 		send_message(fd, records, count, *action == 'm' && action[1] == 'o' ? MSG_MORE : 0);

@@ -157,7 +157,8 @@ int main(int argc, char **argv)
 		message.msg_control = &answer;
 		message.msg_controllen = (uint8_t *)next - answer.bytes;
 		message.msg_flags = 0;
-		if (sendmsg(fd, &message, 0) != length)
-			error(1, errno, "sendmsg");
+		while (sendmsg(fd, &message, 0) != length)
+			if (errno != ENOBUFS && errno != ENOMEM)
+				error(1, errno, "sendmsg");
 	}
 }
