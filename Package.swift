@@ -21,6 +21,8 @@ let package = Package(
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    // For tests: a server that does not know of traits.
+    .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
   ],
   targets: [
     // The kernel's uAPI headers, copied, since no distribution has them, and
@@ -59,6 +61,10 @@ let package = Package(
 
     // Calls with traits, right and wrong ones, and a model of what comes of them.
     .executableTarget(name: "traits-fuzz", dependencies: ["CLibMNL", "CTraits"], path: "qemu/fuzz"),
+    // Programs that guest tests run, as somebody else or as they are everywhere.
+    .executableTarget(
+      name: "traits-attempt", dependencies: ["CTraits"], path: "qemu/programs/attempt"),
+    .executableTarget(name: "plain-server", path: "qemu/programs/server"),
 
     // Random numbers for tests, the same for the same seed.
     .target(name: "SeededRandom", path: "Tests/SeededRandom", swiftSettings: strict),
@@ -86,8 +92,11 @@ let package = Package(
     .testTarget(
       name: "GuestTests",
       dependencies: [
-        "CTraits", "CNetworkLab", "NetworkLab", "PacketTraits", "TraitRegistry", "traitctl",
-        "traits-demo", "traits-fuzz", system,
+        "CTraits", "CNetworkLab", "NetworkLab", "PacketTraits", "TraitRegistry", "plain-server",
+        "traitctl", "traits-attempt", "traits-demo", "traits-fuzz", system,
+        .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "NIOPosix", package: "swift-nio"),
       ],
       swiftSettings: strict),
   ],

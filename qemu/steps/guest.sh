@@ -12,6 +12,11 @@ KVM_PROBE_LIMIT=25
 GUEST_MEMORY=2G
 GUEST_CPUS=2
 
+# Two network cards that are joined by a hub: what one sends the other receives, and nobody
+# else. The tests know them by their addresses (Tests/GuestTests/WireTests.swift). Without ROMs
+# to boot from, which would take time.
+GUEST_CARDS="$(printf -- '-netdev hubport,id=card%d,hubid=9 -device virtio-net-pci,netdev=card%d,mac=02:00:00:00:77:0%d,romfile= ' 1 1 1 2 2 2)"
+
 # What else virtme-ng is told
 GUEST_ARGUMENTS=()
 
@@ -43,7 +48,7 @@ run_virtme() {
 	# virtme-ng looks for its other half on PATH.
 	PATH=$(dirname "$VNG"):$PATH setsid timeout --signal=TERM --kill-after=5 "$limit" \
 		"$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root --memory "$GUEST_MEMORY" --cpus "$GUEST_CPUS" \
-		--verbose --append oops=panic "${GUEST_ARGUMENTS[@]}" --rwdir "$directory" "$@" \
+		--verbose --append oops=panic --qemu-opts="$GUEST_CARDS" "${GUEST_ARGUMENTS[@]}" --rwdir "$directory" "$@" \
 		--exec "$(printf 'bash %q %q' "$ROOT/qemu/guest/enter" "$directory")" \
 		</dev/null >"$directory/virtme-ng.log" 2> >(exec cat >>"$directory/console.log") 9>&- &
 	CHILD_GROUP=$!

@@ -8,6 +8,7 @@
 #include <linux/if_ether.h>
 #include <netpacket/packet.h>
 #include <sched.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -90,4 +91,24 @@ int lab_keep_thread_capabilities(unsigned long long capabilities)
 		data[i].permitted = data[i].effective;
 	}
 	return syscall(SYS_capset, &header, data) ? errno : 0;
+}
+
+int lab_pass_descriptor(int channel, int descriptor)
+{
+	union {
+		struct cmsghdr header;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = {};
+	char byte = 0;
+	struct iovec vector = { &byte, 1 };
+	struct msghdr message = {
+		.msg_iov = &vector, .msg_iovlen = 1,
+		.msg_control = &control, .msg_controllen = sizeof(control),
+	};
+
+	control.header.cmsg_level = SOL_SOCKET;
+	control.header.cmsg_type = SCM_RIGHTS;
+	control.header.cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(&control.header), &descriptor, sizeof(int));
+	return sendmsg(channel, &message, MSG_NOSIGNAL) < 0 ? errno : 0;
 }

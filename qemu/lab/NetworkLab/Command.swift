@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 
 internal import Glibc
+public import SystemPackage
 
 /// A program that runs beside this one, its output caught.
 ///
@@ -49,7 +50,11 @@ public final class Command {
   ///   - arguments: The program, a path or a name to be looked up in `PATH`,
   ///     and its arguments.
   ///   - input: What the program can read, a few kilobytes at most.
-  public init(_ arguments: [String], input: String = "") throws {
+  ///   - descriptors: What the program has as descriptors 3, 4 and so on, beside
+  ///     the three that every program has.
+  public init(
+    _ arguments: [String], input: String = "", inheriting descriptors: [FileDescriptor] = []
+  ) throws {
     // Sockets and not pipes, as these can be made close-on-exec at once.
     let (output, outputEnd) = try Self.channel()
     let (errors, errorsEnd) = try Self.channel()
@@ -62,6 +67,17 @@ public final class Command {
     posix_spawn_file_actions_adddup2(&actions, inputEnd, 0)
     posix_spawn_file_actions_adddup2(&actions, outputEnd, 1)
     posix_spawn_file_actions_adddup2(&actions, errorsEnd, 2)
+    // First to numbers that are none of those that they are to have.
+    var inherited: [Int32] = []
+    defer { for descriptor in inherited { close(descriptor) } }
+    for descriptor in descriptors {
+      let copy = fcntl(descriptor.rawValue, F_DUPFD_CLOEXEC, Int32(3 + descriptors.count))
+      guard copy >= 0 else { throw LabError("fcntl: \(String(cString: strerror(errno)))") }
+      inherited.append(copy)
+    }
+    for (index, descriptor) in inherited.enumerated() {
+      posix_spawn_file_actions_adddup2(&actions, descriptor, Int32(3 + index))
+    }
 
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)

@@ -86,6 +86,29 @@ public struct VethPair: Sendable {
     try awaitPassage(.ipv6)
   }
 
+  /// Takes two interfaces that are joined already, wherever a cable of another kind leads.
+  ///
+  /// - Parameters:
+  ///   - sender: An interface of this program's own namespace, and where to move it.
+  ///   - receiver: As `sender`.
+  ///   - network: As of ``init(from:to:network:)``.
+  public init(
+    joined sender: (interface: String, namespace: NetworkNamespace),
+    _ receiver: (interface: String, namespace: NetworkNamespace), network: Int
+  ) throws {
+    func end(_ end: (interface: String, namespace: NetworkNamespace), _ number: Int) throws -> End {
+      try Command.require("ip", "link", "set", end.interface, "netns", end.namespace.name)
+      return End(
+        namespace: end.namespace, interface: end.interface, ipv4: "10.77.\(network).\(number)",
+        ipv6: "fd77:\(network)::\(number)")
+    }
+    self.sender = try end(sender, 1)
+    self.receiver = try end(receiver, 2)
+    try End.configure([self.sender, self.receiver])
+    try awaitPassage(.ipv4)
+    try awaitPassage(.ipv6)
+  }
+
   /// Makes two namespaces with a cable between them for as long as `body` runs.
   public static func with<Value>(_ body: (VethPair) throws -> Value) throws -> Value {
     let sending = try NetworkNamespace("sender")

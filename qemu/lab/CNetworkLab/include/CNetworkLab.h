@@ -43,4 +43,83 @@ int lab_open_packet_socket(unsigned int interface, unsigned short protocol);
 int lab_send_frame(unsigned int interface, unsigned short protocol,
 		   const void *frame, size_t length);
 
+/* Sends a descriptor along a unix socket, with a message of one byte. 0 or an errno
+ * value
+ */
+int lab_pass_descriptor(int channel, int descriptor);
+
+
+/* A message of sendmsg() or recvmsg(), to or from where the socket is connected to. After
+ * receiving, the lengths are those of what came, and flags those that came back.
+ */
+struct lab_message {
+	void *payload;
+	size_t payload_length;
+	void *control;
+	size_t control_length;
+	int flags;
+};
+
+/* Does the kernel run 32-bit programs? */
+int lab_has_calls32(void);
+
+/* System calls of a 32-bit program, made with int $0x80; the data may be anywhere. Control
+ * data is in that program's layout. The result, or a negative errno value
+ */
+long lab_setsockopt32(int socket, int level, int name, const void *value, unsigned int length);
+long lab_getsockopt32(int socket, int level, int name, void *value, unsigned int *length);
+
+enum lab_call32 {
+	/* The call of this name */
+	LAB_CALL32_OWN,
+	/* The one that all socket calls once were: socketcall(2) */
+	LAB_CALL32_SOCKETCALL,
+	/* As one of many: sendmmsg(2), recvmmsg(2) */
+	LAB_CALL32_MANY,
+};
+
+long lab_sendmsg32(enum lab_call32 call, int socket, const struct lab_message *message);
+long lab_recvmsg32(enum lab_call32 call, int socket, struct lab_message *message);
+
+/* A ring of io_uring(7), that of a 32-bit program if asked for; NULL and errno if there is
+ * none
+ */
+struct lab_ring;
+struct lab_ring *lab_ring_make(int is32);
+void lab_ring_free(struct lab_ring *ring);
+
+/* How a request is done */
+enum lab_request {
+	/* At once, or when the socket is ready */
+	LAB_REQUEST_PLAIN,
+	/* By a thread of the kernel's: IOSQE_ASYNC */
+	LAB_REQUEST_BY_WORKER,
+	/* IORING_OP_SENDMSG_ZC, until the buffers are given back */
+	LAB_REQUEST_WITHOUT_COPY,
+};
+
+/* One request. The result, or a negative errno value */
+long lab_ring_sendmsg(struct lab_ring *ring, int socket, enum lab_request request,
+		      const struct lab_message *message);
+
+/* One request that may wait for its message until it is asked for, 10 seconds at most. The
+ * message stays where it is until then. 0 or the result, or a negative errno value
+ */
+long lab_ring_begin_recvmsg(struct lab_ring *ring, int socket, enum lab_request request,
+			    struct lab_message *message);
+long lab_ring_end_recvmsg(struct lab_ring *ring);
+
+/* One request that receives the messages that are there, `count` at most
+ * (IORING_RECV_MULTISHOT). All have as much room for control data as the first. How many
+ * came, or a negative errno value
+ */
+long lab_ring_recvmsg_many(struct lab_ring *ring, int socket, struct lab_message *messages,
+			   unsigned int count);
+
+/* SOCKET_URING_OP_SETSOCKOPT; for getsockopt() there is no such request at other levels than
+ * SOL_SOCKET. 0 or a negative errno value
+ */
+long lab_ring_setsockopt(struct lab_ring *ring, int socket, int level, int name,
+			 const void *value, unsigned int length);
+
 #endif /* CNETWORKLAB_H */
