@@ -5,7 +5,7 @@
 
 HARNESS_LIMIT=900
 HOST_LIMIT=600
-GUEST_LIMIT=1800
+GUEST_LIMIT=2700
 KUNIT_LIMIT=1800
 
 # How the kernel is configured that the suites run on: plain, debug or faults. A suite's

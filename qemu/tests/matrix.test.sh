@@ -4,9 +4,9 @@
 # Between backquotes are names in Markdown, and no commands
 # shellcheck disable=SC2016
 
-# named_tests FILE: SUITE.function, one a line
+# named_tests FILE: SUITE.function, one a line; not the names of files
 named_tests() {
-	grep -oE '`[A-Za-z0-9]+Tests\.[A-Za-z0-9]+`' "$1" | tr -d '`' | sort -u
+	grep -oE '`[A-Za-z0-9]+Tests\.[A-Za-z0-9]+`' "$1" | tr -d '`' | grep -v '\.swift$' | sort -u
 }
 
 # written_tests DIRECTORY: SUITE.function of all test functions of Swift Testing below it:
