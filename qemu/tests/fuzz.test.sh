@@ -72,6 +72,7 @@ test_rounds_follow_each_other_with_the_next_seed_and_are_added_up() {
 	grep -qE -e '--seconds [12] --seed 41$' "$WORK/arguments"
 	grep -qe '--seed 42$' "$WORK/arguments"
 	same "sendmsg 0 $((30 * $(wc -l <"$WORK/arguments")))" "$(grep -P '^sendmsg\t0\t' "$WORK/results/calls.tsv" | tr '\t' ' ')"
+	! grep -q compared "$WORK/results/calls.tsv" || return 1
 	[ ! -e "$WORK/results/counts" ]
 	# The first that goes wrong is the last
 	replace rounds <<<'echo "wrong: seed 5, call 1: y"; exit 1'
