@@ -7,8 +7,8 @@
  * First one thread makes N calls. What each has to do is worked out beside it: an error
  * of its own, what an option holds afterwards, what a datagram carries when it arrives, and
  * that it does not arrive if its sendmsg() failed. Half of these calls are made without capabilities;
- * then a process of another user makes a quarter as many more with the same sockets. Then, for
- * that many seconds, threads of both users call on the same sockets while others remove and make keys,
+ * then a process of another user makes a quarter as many more with the same sockets, and one in a
+ * network namespace of that user's own. Then, for that many seconds, threads of both users call on the same sockets while others remove and make keys,
  * close and shut down sockets and write to the buffers; there only the form of what comes back is
  * looked at, and the kernel has to hold. The first part is repeated by its seed (or
  * PACKET_TRAITS_SEED), which is printed, with the same number of calls.
@@ -156,8 +156,10 @@ static uint64_t datagram_count;
 
 struct thread {
 	uint64_t state;
-	/* Disturbed: somebody else writes to its memory; foreign: another user's */
-	bool checked, privileged, disturbed, foreign;
+	/* Disturbed: somebody else writes to its memory; foreign: another user's; owner: who has
+	 * capabilities over the network namespace, and no others
+	 */
+	bool checked, privileged, disturbed, foreign, owner;
 	unsigned long call;
 	/* PAGES that can be written, and one behind that cannot be touched; one to be read only */
 	uint8_t *memory, *readable;
@@ -174,8 +176,8 @@ wrong(const struct thread *thread, const char *format, ...)
 
 	flockfile(stdout);
 	printf("wrong: seed %llu, call %lu of %lu%s%s: ", (unsigned long long)seed, thread->call, calls,
-	       thread->checked ? "" : ", of a thread", thread->foreign ? ", as another user" :
-	       thread->privileged ? "" : ", without capabilities");
+	       thread->checked ? "" : ", of a thread", thread->owner ? ", as the owner of a network namespace" :
+	       thread->foreign ? ", as another user" : thread->privileged ? "" : ", without capabilities");
 	va_start(arguments, format);
 	vprintf(format, arguments);
 	va_end(arguments);
@@ -350,7 +352,7 @@ static int make_key(struct netlink *netlink, struct key *key)
 
 	snprintf(name, sizeof(name), "fuzz.%u.%u", (unsigned int)getpid(), index);
 	key->size = sizes[(index + key->made) % 3];
-	key->flags = index / 3;
+	key->flags = index / 3 | (index % 2 ? TRAITS_KEY_FLAGS_CROSS_NETNS : 0);
 	mnl_attr_put_strz(message, TRAITS_A_KEY_NAME, name);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_SIZE, key->size);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_FLAGS, key->flags);
@@ -423,7 +425,9 @@ static unsigned int size_of(const struct sent *sent)
 
 static bool may(const struct thread *thread, unsigned int id, unsigned int flag)
 {
-	return thread->privileged || numbers[id]->flags & flag;
+	if (numbers[id]->flags & flag || thread->privileged)
+		return true;
+	return thread->owner && !(numbers[id]->flags & TRAITS_KEY_FLAGS_CROSS_NETNS);
 }
 
 static bool receives(enum kind kind)
@@ -1519,12 +1523,38 @@ static void become_user(void)
 {
 	if (setgroups(0, NULL) || setresgid(user, user, user) || setresuid(user, user, user))
 		error(1, errno, "user %u", (unsigned int)user);
-	/* A user namespace of one's own gives capabilities that count for nothing here. Where
-	 * there may be none it is as without.
-	 */
-	if (seed % 2)
-		unshare(CLONE_NEWUSER);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
+
+static void write_file(const char *path, const char *text)
+{
+	FILE *file = fopen(path, "w");
+
+	if (!file || fputs(text, file) < 0 || fclose(file))
+		error(1, errno, "%s", path);
+}
+
+/* A network namespace with the loopback interface and one for groups */
+static void make_network(void)
+{
+	struct ifreq interface = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+	int fd;
+
+	if (unshare(CLONE_NEWNET))
+		error(1, errno, "unshare");
+	fd = open_socket(AF_INET, SOCK_DGRAM, 0);
+	if (ioctl(fd, SIOCSIFFLAGS, &interface))
+		error(1, errno, "the loopback interface");
+	close(fd);
+	group_interface = make_interface();
+}
+
+static void open_slots(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < SLOTS; i++)
+		open_slot(&slots[i]);
 }
 
 /* Runs @body in a process that is another user's */
@@ -1656,18 +1686,50 @@ static void run_threads(unsigned int seconds)
 	await_user(process);
 }
 
-/* A quarter as many calls by another user, on the sockets as they are then: what may
- * be said to them has not changed with what they hold
- */
-static void user_calls(void *data)
+static void call_on(struct thread *thread)
 {
-	struct thread *thread = data;
 	unsigned long end = thread->call + calls / 4;
 
 	thread->foreign = true;
 	thread->privileged = false;
 	while (thread->call < end)
 		call_something(thread);
+}
+
+/* Calls by another user, on the sockets as they are then: what may be said to them has not
+ * changed with what they hold
+ */
+static void user_calls(void *data)
+{
+	/* Capabilities in a user namespace of one's own count for nothing here */
+	if (seed % 2 && unshare(CLONE_NEWUSER))
+		perror("no user namespace");
+	call_on(data);
+}
+
+/* Calls by another user in a network namespace of that user's own: only keys that cross over into
+ * others are guarded there
+ */
+static void owner_calls(void *data)
+{
+	struct thread *thread = data;
+	char map[32];
+
+	/* Or else /proc/self is root's still */
+	if (prctl(PR_SET_DUMPABLE, 1) || unshare(CLONE_NEWUSER)) {
+		perror("no user namespace");
+		return;
+	}
+	snprintf(map, sizeof(map), "0 %u 1", (unsigned int)user);
+	write_file("/proc/self/setgroups", "deny");
+	write_file("/proc/self/uid_map", map);
+	write_file("/proc/self/gid_map", map);
+	make_network();
+	write_file("/proc/sys/net/ipv4/ping_group_range", "0 0");
+	open_slots();
+	thread->owner = true;
+	thread->call += calls / 4;
+	call_on(thread);
 }
 
 static void remake_key(struct thread *thread, struct netlink *netlink)
@@ -1729,11 +1791,9 @@ int main(int argc, char **argv)
 	const char *seed_text = getenv("PACKET_TRAITS_SEED");
 	unsigned long seconds = 5;
 	struct thread thread = { .checked = true };
-	struct ifreq interface = { .ifr_name = "lo" };
 	struct netlink registry;
 	unsigned int i;
-	int option, fd;
-	FILE *range;
+	int option;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (option) {
@@ -1767,17 +1827,8 @@ int main(int argc, char **argv)
 	if (shared == MAP_FAILED)
 		error(1, errno, "mmap");
 	open_registry(&registry);
-	if (unshare(CLONE_NEWNET))
-		error(1, errno, "unshare");
-	fd = open_socket(AF_INET, SOCK_DGRAM, 0);
-	interface.ifr_flags = IFF_UP;
-	if (ioctl(fd, SIOCSIFFLAGS, &interface))
-		error(1, errno, "the loopback interface");
-	close(fd);
-	group_interface = make_interface();
-	range = fopen("/proc/sys/net/ipv4/ping_group_range", "w");
-	if (!range || fputs("0 2147483647", range) < 0 || fclose(range))
-		error(1, errno, "ping_group_range");
+	make_network();
+	write_file("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 
 	for (i = 0; i < KEYS; i++) {
 		int err = make_key(&registry, &keys[i]);
@@ -1788,8 +1839,7 @@ int main(int argc, char **argv)
 	}
 	begin_thread(&thread, 1);
 	set_privileged(&thread, true);
-	for (i = 0; i < SLOTS; i++)
-		open_slot(&slots[i]);
+	open_slots();
 	while (thread.call < calls) {
 		if (one_in(&thread, 64))
 			remake_key(&thread, &registry);
@@ -1799,10 +1849,10 @@ int main(int argc, char **argv)
 	}
 	set_privileged(&thread, true);
 	await_user(begin_user(user_calls, &thread));
+	await_user(begin_user(owner_calls, &thread));
 
 	/* Not as the calls of the other user left them */
-	for (i = 0; i < SLOTS; i++)
-		open_slot(&slots[i]);
+	open_slots();
 	if (seconds)
 		run_threads(seconds);
 
