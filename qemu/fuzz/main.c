@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * traits-fuzz [--calls N] [--seconds N] [--threads N] [--seed N]: calls setsockopt(), getsockopt(),
- * sendmsg() and recvmsg() (and their forms for many messages) with traits, with lengths,
- * addresses and contents of which some are right and some are not, on sockets of each kind.
+ * traits-fuzz [--calls N] [--seconds N] [--threads N] [--seed N] [--user UID]: calls setsockopt(),
+ * getsockopt(), sendmsg() and recvmsg() (and their forms for many messages) with traits, with
+ * lengths, addresses and contents of which some are right and some are not, on sockets of each kind.
  *
  * First one thread makes N calls. What each has to do is worked out beside it: an error
- * of its own, what an option holds afterwards, what a datagram carries when it arrives.
- * Half of the calls are made without capabilities. Then, for that many seconds, threads
- * call on the same sockets while others remove and make keys, close sockets and write to
- * the buffers; there only the form of what comes back is looked at, and the kernel has to
- * hold. The first part is repeated by its seed, which is printed.
+ * of its own, what an option holds afterwards, what a datagram carries when it arrives, and
+ * that it does not arrive if its sendmsg() failed. Half of these calls are made without capabilities;
+ * then a process of another user makes a quarter as many more with the same sockets, and one in a
+ * network namespace of that user's own. Then, for that many seconds, threads of both users call on the same sockets while others remove and make keys,
+ * close and shut down sockets and write to the buffers; there only the form of what comes back is
+ * looked at, and the kernel has to hold. The first part is repeated by its seed (or
+ * PACKET_TRAITS_SEED), which is printed, with the same number of calls.
  *
  * Prints a line "call errno count" for each outcome, errno 0 for success, and how many
  * datagrams and traits of the first part were compared with what was sent. Status 1 and
@@ -23,18 +25,24 @@
 #include <error.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <grp.h>
 #include <linux/capability.h>
 #include <linux/genetlink.h>
+#include <linux/if_addr.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
+#include <linux/net_tstamp.h>
+#include <linux/rtnetlink.h>
 #include <linux/traits.h>
 #include <linux/traits_netlink.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/ip.h>
+#include <netinet/ip6.h>
 #include <netinet/udp.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -45,8 +53,10 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -62,21 +72,35 @@
 #define STORE		192
 #define PAGES		20
 #define PORT		4260
+#define INTERFACE	"groups"
+#define GROUP_IPV4	"239.255.42.60"
+#define GROUP_IPV6	"ff05::4260"
+/* Few datagrams, or most that are received would be too old to be remembered */
+#define QUEUE		16384
+#define NOBODY		65534
 #define DATAGRAMS	4096
 #define ERRNOS		140
 #define BATCH		4
+#define LARGEST_OF_BATCH	1024
+/* For experiments, RFC 3692: nobody's */
+#define RAW_PROTOCOL	253
 
-enum call { SET_RECV, SET_SEND, GET_RECV, GET_SEND, SEND, SEND_MANY, RECEIVE, RECEIVE_MANY, CALLS };
+enum call { SET_RECV, SET_SEND, SET_OTHER, GET_RECV, GET_SEND, GET_OTHER, SEND, SEND_MANY, RECEIVE, RECEIVE_MANY,
+	    CALLS };
 
 static const char *const call_names[CALLS] = {
-	"setsockopt-recv", "setsockopt-send", "getsockopt-recv", "getsockopt-send",
+	"setsockopt-recv", "setsockopt-send", "setsockopt-other",
+	"getsockopt-recv", "getsockopt-send", "getsockopt-other",
 	"sendmsg", "sendmmsg", "recvmsg", "recvmmsg",
 };
 
-static atomic_ulong outcomes[CALLS][ERRNOS];
-
-/* Of which it is known with what they were sent */
-static unsigned long compared_datagrams, compared_traits;
+/* In memory that the processes of another user have as well */
+static struct shared {
+	atomic_ulong outcomes[CALLS][ERRNOS];
+	/* Of which it is known with what they were sent */
+	atomic_ulong compared_datagrams, compared_traits;
+	atomic_bool ended;
+} *shared;
 
 /* A key as it is registered now; made counts how often */
 struct key {
@@ -96,7 +120,9 @@ struct sent {
 	} traits[RECORDS];
 };
 
-enum kind { UDP4, UDP6, MAPPED, UDPLITE, RAW4, RAW6, HEADER, PING4, PING6, PACKET, TCP, UNIX, KINDS };
+/* Up to UDPLITE6 those whose datagrams are followed, up to PING6 those that send */
+enum kind { UDP4, UDP6, MAPPED, GROUP4, GROUP6, UDPLITE4, UDPLITE6, RAW4, RAW6, HEADER4, HEADER6, PING4, PING6, PACKET,
+	    TCP, UNIX, KINDS };
 
 struct slot {
 	enum kind kind;
@@ -108,9 +134,11 @@ struct slot {
 	/* Up to this datagram it may have asked for nothing: they were stripped then */
 	uint64_t silent;
 	struct sent sticky;
-	/* Of a datagram under way */
-	bool corked;
+	/* UDP_CORK; and of a datagram under way, which may have been begun out of the ordinary */
+	bool held, corked, odd;
 	uint64_t cork;
+	/* Gives other control messages too */
+	bool talks;
 };
 
 #define SLOTS	(2 * KINDS)
@@ -128,15 +156,18 @@ static uint64_t datagram_count;
 
 struct thread {
 	uint64_t state;
-	/* Disturbed: somebody else writes to its memory */
-	bool checked, privileged, disturbed;
+	/* Disturbed: somebody else writes to its memory; foreign: another user's; owner: who has
+	 * capabilities over the network namespace, and no others
+	 */
+	bool checked, privileged, disturbed, foreign, owner;
 	unsigned long call;
-	/* PAGES that can be written, and one behind that cannot be touched */
-	uint8_t *memory;
+	/* PAGES that can be written, and one behind that cannot be touched; one to be read only */
+	uint8_t *memory, *readable;
 	size_t page;
 };
 
 static uint64_t seed;
+static unsigned long calls = 20000;
 
 static void __attribute__((format(printf, 2, 3), noreturn))
 wrong(const struct thread *thread, const char *format, ...)
@@ -144,13 +175,16 @@ wrong(const struct thread *thread, const char *format, ...)
 	va_list arguments;
 
 	flockfile(stdout);
-	printf("wrong: seed %llu, call %lu%s: ", (unsigned long long)seed, thread->call,
-	       thread->privileged ? "" : ", without capabilities");
+	printf("wrong: seed %llu, call %lu of %lu%s%s: ", (unsigned long long)seed, thread->call, calls,
+	       thread->checked ? "" : ", of a thread", thread->owner ? ", as the owner of a network namespace" :
+	       thread->foreign ? ", as another user" : thread->privileged ? "" : ", without capabilities");
 	va_start(arguments, format);
 	vprintf(format, arguments);
 	va_end(arguments);
 	putchar('\n');
 	fflush(stdout);
+	/* Who waits for threads need not wait any longer */
+	atomic_store(&shared->ended, true);
 	_exit(1);
 }
 
@@ -173,17 +207,17 @@ static bool one_in(struct thread *thread, unsigned int bound)
 	return !below(thread, bound);
 }
 
-/* ---- registry ---- */
+/* ---- registry and interfaces ---- */
 
-struct registry {
+struct netlink {
 	struct mnl_socket *socket;
 	uint16_t family;
 	char buffer[8192];
 };
 
-static struct nlmsghdr *request(struct registry *registry, uint16_t family, uint8_t command)
+static struct nlmsghdr *request(struct netlink *netlink, uint16_t family, uint8_t command)
 {
-	struct nlmsghdr *message = mnl_nlmsg_put_header(registry->buffer);
+	struct nlmsghdr *message = mnl_nlmsg_put_header(netlink->buffer);
 	struct genlmsghdr *header;
 
 	message->nlmsg_type = family;
@@ -204,19 +238,19 @@ static int attribute_of(const struct nlattr *attribute, void *data)
 }
 
 /* Sends it and reads up to the acknowledgement; a number of the reply goes to @value */
-static int exchange(struct registry *registry, struct nlmsghdr *message, unsigned int type,
+static int exchange(struct netlink *netlink, struct nlmsghdr *message, unsigned int type,
 		    unsigned int *value)
 {
 	char reply[8192];
 	ssize_t length;
 
-	if (mnl_socket_sendto(registry->socket, message, message->nlmsg_len) < 0)
+	if (mnl_socket_sendto(netlink->socket, message, message->nlmsg_len) < 0)
 		return errno;
 	for (;;) {
 		struct nlmsghdr *header = (struct nlmsghdr *)reply;
 		int left;
 
-		length = mnl_socket_recvfrom(registry->socket, reply, sizeof(reply));
+		length = mnl_socket_recvfrom(netlink->socket, reply, sizeof(reply));
 		if (length < 0)
 			return errno;
 		for (left = length; mnl_nlmsg_ok(header, left); header = mnl_nlmsg_next(header, &left)) {
@@ -232,40 +266,100 @@ static int exchange(struct registry *registry, struct nlmsghdr *message, unsigne
 	}
 }
 
-static void open_registry(struct registry *registry)
+static void open_netlink(struct netlink *netlink, int bus)
+{
+	netlink->socket = mnl_socket_open(bus);
+	if (!netlink->socket || mnl_socket_bind(netlink->socket, 0, MNL_SOCKET_AUTOPID) < 0)
+		error(1, errno, "netlink");
+}
+
+static void add_address(struct netlink *netlink, unsigned int index, int family, const char *text, unsigned int prefix)
+{
+	struct nlmsghdr *message = mnl_nlmsg_put_header(netlink->buffer);
+	struct ifaddrmsg *header;
+	uint8_t address[16];
+	size_t len = family == AF_INET ? 4 : 16;
+	int err;
+
+	inet_pton(family, text, address);
+	message->nlmsg_type = RTM_NEWADDR;
+	message->nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE;
+	header = mnl_nlmsg_put_extra_header(message, sizeof(*header));
+	header->ifa_family = family;
+	header->ifa_prefixlen = prefix;
+	header->ifa_flags = IFA_F_NODAD;
+	header->ifa_index = index;
+	mnl_attr_put(message, IFA_LOCAL, len, address);
+	mnl_attr_put(message, IFA_ADDRESS, len, address);
+	err = exchange(netlink, message, 0, NULL);
+	if (err)
+		error(1, err, "the address %s", text);
+}
+
+/* The loopback interface is no place for groups. Returns the number of one that is. */
+static unsigned int make_interface(void)
+{
+	struct netlink routes, *netlink = &routes;
+	struct nlmsghdr *message;
+	struct ifinfomsg *header;
+	struct nlattr *info;
+	unsigned int index;
+	int err;
+
+	open_netlink(netlink, NETLINK_ROUTE);
+	message = mnl_nlmsg_put_header(netlink->buffer);
+	message->nlmsg_type = RTM_NEWLINK;
+	message->nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+	header = mnl_nlmsg_put_extra_header(message, sizeof(*header));
+	header->ifi_flags = header->ifi_change = IFF_UP;
+	mnl_attr_put_strz(message, IFLA_IFNAME, INTERFACE);
+	/* Nothing is sent in fragments: to put those together ends traits */
+	mnl_attr_put_u32(message, IFLA_MTU, UINT16_MAX);
+	info = mnl_attr_nest_start(message, IFLA_LINKINFO);
+	mnl_attr_put_strz(message, IFLA_INFO_KIND, "dummy");
+	mnl_attr_nest_end(message, info);
+	err = exchange(netlink, message, 0, NULL);
+	if (err)
+		error(1, err, "an interface of the kind dummy");
+	index = if_nametoindex(INTERFACE);
+	add_address(netlink, index, AF_INET, "10.42.60.1", 24);
+	add_address(netlink, index, AF_INET6, "fd42:60::1", 64);
+	mnl_socket_close(netlink->socket);
+	return index;
+}
+
+static void open_registry(struct netlink *netlink)
 {
 	struct nlmsghdr *message;
 	unsigned int family = 0;
 
-	registry->socket = mnl_socket_open(NETLINK_GENERIC);
-	if (!registry->socket || mnl_socket_bind(registry->socket, 0, MNL_SOCKET_AUTOPID) < 0)
-		error(1, errno, "netlink");
-	message = request(registry, GENL_ID_CTRL, CTRL_CMD_GETFAMILY);
+	open_netlink(netlink, NETLINK_GENERIC);
+	message = request(netlink, GENL_ID_CTRL, CTRL_CMD_GETFAMILY);
 	mnl_attr_put_strz(message, CTRL_ATTR_FAMILY_NAME, TRAITS_FAMILY_NAME);
-	if (exchange(registry, message, CTRL_ATTR_FAMILY_ID, &family) || !family)
+	if (exchange(netlink, message, CTRL_ATTR_FAMILY_ID, &family) || !family)
 		error(1, 0, "this kernel has no packet traits");
-	registry->family = family;
+	netlink->family = family;
 }
 
 /* Makes a key, of another size than before; it may get another number */
-static int make_key(struct registry *registry, struct key *key)
+static int make_key(struct netlink *netlink, struct key *key)
 {
 	static const unsigned int sizes[] = { 4, 8, 16 };
-	struct nlmsghdr *message = request(registry, registry->family, TRAITS_CMD_KEY_NEW);
+	struct nlmsghdr *message = request(netlink, netlink->family, TRAITS_CMD_KEY_NEW);
 	unsigned int index = key - keys, id = ALL_KEYS;
 	char name[32];
 	int err;
 
 	snprintf(name, sizeof(name), "fuzz.%u.%u", (unsigned int)getpid(), index);
 	key->size = sizes[(index + key->made) % 3];
-	key->flags = index / 3;
+	key->flags = index / 3 | (index % 2 ? TRAITS_KEY_FLAGS_CROSS_NETNS : 0);
 	mnl_attr_put_strz(message, TRAITS_A_KEY_NAME, name);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_SIZE, key->size);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_FLAGS, key->flags);
 	/* Under the number that it had: what has it on record must not take it for the same */
 	if (key->made)
 		mnl_attr_put_u32(message, TRAITS_A_KEY_ID, key->id);
-	err = exchange(registry, message, TRAITS_A_KEY_ID, &id);
+	err = exchange(netlink, message, TRAITS_A_KEY_ID, &id);
 	if (err)
 		return err;
 	if (id >= ALL_KEYS)
@@ -275,12 +369,12 @@ static int make_key(struct registry *registry, struct key *key)
 	return 0;
 }
 
-static int remove_key(struct registry *registry, const struct key *key)
+static int remove_key(struct netlink *netlink, const struct key *key)
 {
-	struct nlmsghdr *message = request(registry, registry->family, TRAITS_CMD_KEY_DEL);
+	struct nlmsghdr *message = request(netlink, netlink->family, TRAITS_CMD_KEY_DEL);
 
 	mnl_attr_put_u32(message, TRAITS_A_KEY_ID, key->id);
-	return exchange(registry, message, 0, NULL);
+	return exchange(netlink, message, 0, NULL);
 }
 
 /* ---- what has to come of a call ---- */
@@ -331,7 +425,9 @@ static unsigned int size_of(const struct sent *sent)
 
 static bool may(const struct thread *thread, unsigned int id, unsigned int flag)
 {
-	return thread->privileged || numbers[id]->flags & flag;
+	if (numbers[id]->flags & flag || thread->privileged)
+		return true;
+	return thread->owner && !(numbers[id]->flags & TRAITS_KEY_FLAGS_CROSS_NETNS);
 }
 
 static bool receives(enum kind kind)
@@ -403,10 +499,61 @@ static int judge_send(const struct thread *thread, const struct slot *slot, cons
 	return judge_rights(thread, records, len);
 }
 
+/* The traits of the datagram that @slot has under way, or NULL if they are not known any more */
+static struct sent *sent_of_cork(struct slot *slot)
+{
+	if (datagrams[slot->cork % DATAGRAMS].number != slot->cork)
+		return NULL;
+	prune(&datagrams[slot->cork % DATAGRAMS].sent);
+	return &datagrams[slot->cork % DATAGRAMS].sent;
+}
+
+/* Are all of these among them? */
+static bool is_of_cork(struct slot *slot, const struct trait *records, size_t len)
+{
+	const struct sent *sent = sent_of_cork(slot);
+	unsigned int i, j;
+
+	for (i = 0; i < len / sizeof(*records); i++) {
+		for (j = 0; j < sent->count; j++) {
+			if (sent->traits[j].id == records[i].key && sent->traits[j].size == records[i].len &&
+			    !memcmp(sent->traits[j].value, records[i].value, 16))
+				break;
+		}
+		if (j == sent->count)
+			return false;
+	}
+	return true;
+}
+
+/* All of them as records; returns the number of bytes */
+static size_t records_of_cork(struct slot *slot, struct trait *records)
+{
+	const struct sent *sent = sent_of_cork(slot);
+	unsigned int i, count = sent ? sent->count : 0;
+
+	memset(records, 0, count * sizeof(*records));
+	for (i = 0; i < count; i++) {
+		records[i].key = sent->traits[i].id;
+		records[i].len = sent->traits[i].size;
+		memcpy(records[i].value, sent->traits[i].value, 16);
+	}
+	return count * sizeof(*records);
+}
+
 /* ---- memory ---- */
 
-/* A place for @len bytes. How many of them can be touched goes to @good */
-static uint8_t *place(struct thread *thread, size_t len, size_t *good, bool hostile)
+/* Where nothing is */
+static void *bad_address(struct thread *thread)
+{
+	void *const addresses[] = { NULL, (void *)8, (void *)0xffff888000000000UL, (void *)0x8000000000000000UL,
+				    thread->memory + PAGES * thread->page };
+
+	return addresses[below(thread, 5)];
+}
+
+/* A place for @len bytes that are read, or @written. How many of them can be goes to @good */
+static uint8_t *place(struct thread *thread, size_t len, size_t *good, bool hostile, bool written)
 {
 	uint8_t *end = thread->memory + PAGES * thread->page;
 
@@ -420,15 +567,12 @@ static uint8_t *place(struct thread *thread, size_t len, size_t *good, bool host
 		return end - len - below(thread, 64);
 	}
 	*good = 0;
-	switch (below(thread, 5)) {
+	switch (below(thread, written ? 4 : 3)) {
 	case 0:
-		return NULL;
 	case 1:
-		return (uint8_t *)8;
-	case 2:
-		return (uint8_t *)0xffff888000000000UL;
+		return bad_address(thread);
 	case 3:
-		return end;
+		return thread->readable + below(thread, 64);
 	default:
 		/* Its end cannot be touched */
 		if (!len)
@@ -449,7 +593,7 @@ static void note(struct thread *thread, enum call call, int err)
 {
 	if (err < 0 || err >= ERRNOS)
 		wrong(thread, "%s: errno %d", call_names[call], err);
-	atomic_fetch_add_explicit(&outcomes[call][err], 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&shared->outcomes[call][err], 1, memory_order_relaxed);
 }
 
 static void fill(struct thread *thread, uint8_t *bytes, unsigned int count)
@@ -508,7 +652,7 @@ static void set_send(struct thread *thread, struct slot *slot)
 {
 	struct trait records[RECORDS];
 	size_t len = make_records(thread, records), good;
-	uint8_t *at = place(thread, len, &good, true);
+	uint8_t *at = place(thread, len, &good, true, false);
 	struct sent sent;
 	int optlen = len, err, expected;
 
@@ -561,7 +705,7 @@ static void set_recv(struct thread *thread, struct slot *slot)
 		mask |= 1ULL << below(thread, ALL_KEYS);
 	if (one_in(thread, 20))
 		mask = any(thread);
-	at = place(thread, sizeof(mask), &good, true);
+	at = place(thread, sizeof(mask), &good, true, false);
 	if (good)
 		memcpy(at, &mask, good);
 	if (one_in(thread, 10))
@@ -612,6 +756,8 @@ static void get(struct thread *thread, struct slot *slot, bool send)
 	uint8_t before[2 * sizeof(records)];
 	const void *value = &slot->mask;
 	int room, optlen, err, expected = 0, needed = sizeof(slot->mask);
+	socklen_t *len_at = (socklen_t *)&optlen;
+	bool readable = true, writable = true;
 	size_t good;
 	uint8_t *at;
 
@@ -629,22 +775,33 @@ static void get(struct thread *thread, struct slot *slot, bool send)
 		needed = count * sizeof(*records);
 	}
 	room = one_in(thread, 4) ? (int)below(thread, needed + 40) : needed + (int)below(thread, 8);
-	at = place(thread, room, &good, true);
+	at = place(thread, room, &good, true, true);
 	if (good)
 		memset(at, 0xee, good);
 	optlen = one_in(thread, 50) ? -(int)below(thread, 1000) - 1 : room;
 	room = optlen;
+	if (one_in(thread, 40)) {
+		len_at = (socklen_t *)bad_address(thread);
+		readable = writable = false;
+	} else if (one_in(thread, 40)) {
+		len_at = (socklen_t *)(thread->readable + below(thread, 64));
+		memcpy(&room, len_at, sizeof(room));
+		writable = false;
+	}
 
-	err = getsockopt(slot->fd, SOL_TRAITS, send ? TRAITS_SEND : TRAITS_RECV, at, (socklen_t *)&optlen) ?
-	      errno : 0;
+	err = getsockopt(slot->fd, SOL_TRAITS, send ? TRAITS_SEND : TRAITS_RECV, at, len_at) ? errno : 0;
 	note(thread, send ? GET_SEND : GET_RECV, err);
 	if (!thread->checked)
 		return;
 
 	if (!(send ? sends(slot->kind) : receives(slot->kind)))
 		expected = EOPNOTSUPP;
+	else if (!readable)
+		expected = EFAULT;
 	else if (room < 0)
 		expected = EINVAL;
+	else if (!writable)
+		expected = EFAULT;
 	else if (room && room < needed)
 		expected = EINVAL;
 	else if (room && good < (size_t)needed)
@@ -652,7 +809,7 @@ static void get(struct thread *thread, struct slot *slot, bool send)
 	if (err != expected)
 		wrong(thread, "getsockopt of %s, %d bytes of room for %d, %zu good, kind %d: errno %d, expected %d",
 		      send ? "TRAITS_SEND" : "TRAITS_RECV", room, needed, good, slot->kind, err, expected);
-	if (expected != EOPNOTSUPP && room >= 0 && optlen != needed)
+	if (expected != EOPNOTSUPP && writable && room >= 0 && optlen != needed)
 		wrong(thread, "getsockopt said %d bytes, expected %d", optlen, needed);
 	if (!good || err == EFAULT)
 		return;
@@ -663,6 +820,24 @@ static void get(struct thread *thread, struct slot *slot, bool send)
 		if (at[i] != before[i])
 			wrong(thread, "getsockopt wrote %#x at %u, expected %#x", at[i], i, before[i]);
 	}
+}
+
+/* Names of options that there are none of */
+static void other_option(struct thread *thread, struct slot *slot, bool set)
+{
+	static const int names[] = { 0, 3, 4, -1, INT32_MIN, INT32_MAX };
+	uint8_t value[64] = {}, before[64] = {};
+	int name = names[below(thread, 6)], err, expected = receives(slot->kind) ? ENOPROTOOPT : EOPNOTSUPP;
+	socklen_t len = below(thread, sizeof(value));
+
+	if (set)
+		err = setsockopt(slot->fd, SOL_TRAITS, name, value, len) ? errno : 0;
+	else
+		err = getsockopt(slot->fd, SOL_TRAITS, name, value, &len) ? errno : 0;
+	note(thread, set ? SET_OTHER : GET_OTHER, err);
+	if (thread->checked && (err != expected || memcmp(value, before, sizeof(value))))
+		wrong(thread, "option %d, kind %d: errno %d, expected %d, and nothing written", name, slot->kind, err,
+		      expected);
 }
 
 /* Puts a control message behind the others; @claim is what it says its length is */
@@ -690,9 +865,10 @@ struct message {
 	uint8_t control[8192];
 };
 
-static uint8_t *payload_of(struct thread *thread, uint64_t number, size_t len)
+/* The bytes of a datagram: its number over and over. @place tells those of a batch apart. */
+static uint8_t *payload_of(struct thread *thread, uint64_t number, size_t len, unsigned int place)
 {
-	uint8_t *at = thread->memory;
+	uint8_t *at = thread->memory + place * LARGEST_OF_BATCH;
 	size_t i;
 
 	for (i = 0; i + 8 <= len; i += 8)
@@ -701,17 +877,37 @@ static uint8_t *payload_of(struct thread *thread, uint64_t number, size_t len)
 	return at;
 }
 
-static void make_message(struct thread *thread, struct slot *slot, struct message *message, bool many)
+/* Whoever sends with a header of its own has to say something that is one */
+static void put_ip_header(enum kind kind, uint8_t *at, size_t len)
+{
+	if (kind == HEADER4 && len >= sizeof(struct iphdr)) {
+		struct iphdr header = { .version = 4, .ihl = 5, .tot_len = htons(len), .ttl = 64,
+					.protocol = RAW_PROTOCOL, .daddr = htonl(INADDR_LOOPBACK) };
+
+		memcpy(at, &header, sizeof(header));
+	} else if (kind == HEADER6 && len >= sizeof(struct ip6_hdr)) {
+		struct ip6_hdr header = { .ip6_src = in6addr_loopback, .ip6_dst = in6addr_loopback };
+
+		header.ip6_vfc = 0x60;
+		header.ip6_plen = htons(len - sizeof(header));
+		header.ip6_nxt = RAW_PROTOCOL;
+		header.ip6_hlim = 64;
+		memcpy(at, &header, sizeof(header));
+	}
+}
+
+static void make_message(struct thread *thread, struct slot *slot, struct message *message, int place_in_batch)
 {
 	size_t len = 0, good, payload = 8 * (1 + below(thread, 12));
+	bool many = place_in_batch >= 0;
 	uint16_t segment = 8;
 	int tos = 4 * below(thread, 40);
 	uint8_t *at;
 
 	memset(message, 0, offsetof(struct message, control));
 	message->certain = true;
-	message->plain = !many && slot->kind <= UDPLITE && !slot->corked;
-	message->number = thread->checked ? datagram_count + 1 : 0;
+	message->plain = slot->kind <= UDPLITE6;
+	message->number = thread->checked ? datagram_count + 1 + (many ? place_in_batch : 0) : 0;
 
 	if (one_in(thread, 8)) {
 		len = put_control(message->control, len, IPPROTO_IP, IP_TOS, &tos, sizeof(tos),
@@ -719,7 +915,10 @@ static void make_message(struct thread *thread, struct slot *slot, struct messag
 		message->plain = false;
 	}
 	if (!one_in(thread, 5)) {
-		message->len = make_records(thread, message->records);
+		if (slot->corked && one_in(thread, 2))
+			message->len = records_of_cork(slot, message->records);
+		else
+			message->len = make_records(thread, message->records);
 		len = put_control(message->control, len, SOL_TRAITS, SCM_TRAITS, message->records, message->len,
 				  CMSG_LEN(message->len));
 	}
@@ -738,24 +937,43 @@ static void make_message(struct thread *thread, struct slot *slot, struct messag
 		message->plain = message->certain = false;
 	}
 	if (one_in(thread, 60)) {
-		payload = one_in(thread, 2) ? 0 : 8 * below(thread, 9000);
+		payload = one_in(thread, 2) ? 0 : many ? LARGEST_OF_BATCH : 8 * below(thread, 9000);
 		message->plain = false;
 	}
 
-	message->vector.iov_base = payload_of(thread, slot->corked ? slot->cork : message->number, payload);
+	message->vector.iov_base = payload_of(thread, slot->corked ? slot->cork : message->number, payload,
+					      many ? place_in_batch : 0);
 	message->vector.iov_len = payload;
 	/* Or else ICMP sockets take next to none */
 	if (payload && (slot->kind == PING4 || slot->kind == PING6))
 		memcpy(message->vector.iov_base, slot->kind == PING4 ? "\x08" : "\x80", 2);
+	put_ip_header(slot->kind, message->vector.iov_base, payload);
 	message->header.msg_iov = &message->vector;
 	message->header.msg_iovlen = 1;
 	message->header.msg_name = &slot->to;
 	message->header.msg_namelen = slot->to_len;
 	if (!slot->to_len)
 		message->header.msg_name = NULL;
+	if (one_in(thread, 80)) {
+		/* What goes wrong behind the traits sends nothing either */
+		switch (below(thread, 4)) {
+		case 0:
+			message->vector.iov_base = bad_address(thread);
+			break;
+		case 1:
+			message->header.msg_iov = bad_address(thread);
+			break;
+		case 2:
+			message->header.msg_name = bad_address(thread);
+			break;
+		default:
+			message->header.msg_iovlen = one_in(thread, 2) ? 1025 : SIZE_MAX;
+		}
+		message->plain = false;
+	}
 	if (len || one_in(thread, 2)) {
 		/* Copied away from the payload, which lies at the beginning */
-		at = place(thread, len, &good, !many && one_in(thread, 3));
+		at = place(thread, len, &good, !many && one_in(thread, 3), false);
 		if (good)
 			memcpy(at, message->control, good < len ? good : len);
 		if (good < len)
@@ -772,6 +990,30 @@ static void make_message(struct thread *thread, struct slot *slot, struct messag
 	}
 }
 
+/* What a plain message has to come to */
+static int judge_message(struct thread *thread, struct slot *slot, const struct message *message)
+{
+	struct sent together = slot->sticky;
+	unsigned int i;
+	int err = judge_form(message->records, message->len);
+
+	if (!err)
+		err = judge_rights(thread, message->records, message->len);
+	if (err || !message->len)
+		return err;
+	if (slot->corked)
+		return is_of_cork(slot, message->records, message->len) ? 0 : EINVAL;
+	for (i = 0; i < message->len / sizeof(struct trait); i++)
+		put_trait(&together, &message->records[i]);
+	return size_of(&together) > STORE ? ENOSPC : 0;
+}
+
+/* An error of an earlier datagram may be told now, or a queue be full */
+static bool is_of_others(int err)
+{
+	return err == ECONNREFUSED || err == EAGAIN || err == ENOBUFS;
+}
+
 /* The number under which a datagram's traits are remembered */
 static void remember(struct slot *slot, const struct message *message, int err, bool whole)
 {
@@ -785,56 +1027,51 @@ static void remember(struct slot *slot, const struct message *message, int err, 
 		for (i = 0; !err && message->certain && i < message->len / sizeof(struct trait); i++)
 			put_trait(&datagrams[message->number % DATAGRAMS].sent, &message->records[i]);
 		slot->cork = message->number;
+		slot->odd = !message->plain || !message->certain;
 	}
-	/* A piece that cannot be added takes the others with it, or it does not */
 	slot->corked = !err && !whole;
+}
+
+/* Sends what is under way, if there is something, and holds back what follows if @hold */
+static void set_cork(struct thread *thread, struct slot *slot, int hold)
+{
+	if (setsockopt(slot->fd, IPPROTO_UDP, UDP_CORK, &hold, sizeof(hold)) && thread->checked)
+		wrong(thread, "UDP_CORK, kind %d: errno %d", slot->kind, errno);
+	slot->held = hold;
+	if (!hold)
+		slot->corked = false;
 }
 
 static void send_one(struct thread *thread, struct slot *slot)
 {
 	struct message message;
-	int flags = MSG_DONTWAIT | MSG_NOSIGNAL, err, expected = 0;
-	struct sent together;
-	unsigned int i;
+	int flags = MSG_DONTWAIT | MSG_NOSIGNAL, err, expected;
 
-	make_message(thread, slot, &message, false);
-	if (one_in(thread, 8) && slot->kind <= RAW6) {
+	make_message(thread, slot, &message, -1);
+	if (one_in(thread, 8) && slot->kind <= RAW6)
 		flags |= MSG_MORE;
-		message.plain = false;
-	}
-	if (one_in(thread, 20) || (thread->checked && slot->corked))
-		message.plain = false;
 
 	err = sendmsg(slot->fd, &message.header, flags) < 0 ? errno : 0;
 	note(thread, SEND, err);
 	if (!thread->checked)
 		return;
 
-	if (message.plain) {
-		together = slot->sticky;
-		expected = judge_form(message.records, message.len);
-		if (!expected)
-			expected = judge_rights(thread, message.records, message.len);
-		if (!expected) {
-			for (i = 0; i < message.len / sizeof(struct trait); i++)
-				put_trait(&together, &message.records[i]);
-			if (message.len && size_of(&together) > STORE)
-				expected = ENOSPC;
-		}
-		/* An error of an earlier datagram may be told now, or the queue be full */
-		if (err != expected && err != ECONNREFUSED && err != EAGAIN && err != ENOBUFS)
-			wrong(thread, "sendmsg, %zu bytes of records, kind %d: errno %d, expected %d", message.len,
-			      slot->kind, err, expected);
+	/* Many pieces may be too long together */
+	if (message.plain && !(slot->corked && (slot->odd || !sent_of_cork(slot) || err == EMSGSIZE))) {
+		expected = judge_message(thread, slot, &message);
+		if (err != expected && !is_of_others(err))
+			wrong(thread, "sendmsg, %zu bytes of records, kind %d%s: errno %d, expected %d", message.len,
+			      slot->kind, slot->corked ? ", more of a datagram" : "", err, expected);
 	}
-	if (slot->kind <= UDPLITE) {
-		/* Pieces are begun anew after each failure: what came before is not known then */
+	if (slot->kind <= UDPLITE6) {
 		if (slot->corked && err) {
-			int off = 0;
-
-			setsockopt(slot->fd, IPPROTO_UDP, UDP_CORK, &off, sizeof(off));
+			/* One that cannot be added takes the others with it, or leaves them: what
+			 * else it has is not known then
+			 */
+			set_cork(thread, slot, 0);
 			datagrams[slot->cork % DATAGRAMS].number = 0;
 		}
-		remember(slot, &message, err, !(flags & MSG_MORE));
+		remember(slot, &message, err, !(flags & MSG_MORE) && !slot->held);
 	}
 }
 
@@ -842,98 +1079,143 @@ static void send_many(struct thread *thread, struct slot *slot)
 {
 	static __thread struct message messages[BATCH];
 	struct mmsghdr headers[BATCH];
-	int i, sent;
+	int i, sent, err;
 
-	if (thread->checked && slot->corked)
+	if (thread->checked && (slot->corked || slot->held))
 		return;
 	for (i = 0; i < BATCH; i++) {
-		make_message(thread, slot, &messages[i], true);
+		make_message(thread, slot, &messages[i], i);
 		headers[i].msg_hdr = messages[i].header;
 	}
 	sent = sendmmsg(slot->fd, headers, BATCH, MSG_DONTWAIT | MSG_NOSIGNAL);
-	note(thread, SEND_MANY, sent < 0 ? errno : 0);
-	if (!thread->checked || slot->kind > UDPLITE)
+	err = sent < 0 ? errno : 0;
+	note(thread, SEND_MANY, err);
+	if (!thread->checked || slot->kind > UDPLITE6)
 		return;
-	/* Which of them arrives is not known: no traits are remembered, only the number */
-	datagram_count++;
-	datagrams[datagram_count % DATAGRAMS].number = 0;
+	if (sent < 0)
+		sent = 0;
+	/* It stops at the first that is not sent, and tells why if that is the first of all */
+	for (i = 0; i < BATCH; i++) {
+		int expected = messages[i].plain ? judge_message(thread, slot, &messages[i]) : 0;
+
+		if (messages[i].plain &&
+		    ((i < sent && expected) || (!i && err && err != expected && !is_of_others(err))))
+			wrong(thread, "sendmmsg sent %d, errno %d; of %d errno %d was expected, kind %d", sent, err, i,
+			      expected, slot->kind);
+		remember(slot, &messages[i], i >= sent, true);
+	}
 }
 
-/* Control data that the kernel gave: its form, and against what was sent */
-static void look_at(struct thread *thread, struct slot *slot, const struct msghdr *header, size_t len)
+struct control {
+	struct trait records[ALL_KEYS];
+	unsigned int count;
+	bool others;
+};
+
+/* Control data that the kernel gave has to be in form */
+static void read_control(struct thread *thread, const struct slot *slot, const struct msghdr *header,
+			 struct control *control)
 {
 	static const uint8_t zero[16];
+	const uint8_t *bytes = header->msg_control;
 	size_t at = 0;
-	const uint8_t *control = header->msg_control;
-	bool found = false;
-	struct trait records[ALL_KEYS];
-	unsigned int count = 0, i, right = 0;
-	uint64_t number = 0;
+	unsigned int i;
 
+	control->count = 0;
+	control->others = false;
 	while (at + sizeof(struct cmsghdr) <= header->msg_controllen) {
 		struct cmsghdr message;
+		size_t len;
+		int last = -1;
 
-		memcpy(&message, control + at, sizeof(message));
-		if (message.cmsg_len < sizeof(message) || message.cmsg_len > header->msg_controllen - at) {
-			if (header->msg_flags & MSG_CTRUNC)
-				break;
+		memcpy(&message, bytes + at, sizeof(message));
+		if (control->count)
+			wrong(thread, "recvmsg: level %d, type %d behind the traits", message.cmsg_level,
+			      message.cmsg_type);
+		if (message.cmsg_len < sizeof(message) || message.cmsg_len > header->msg_controllen - at)
 			wrong(thread, "recvmsg: a control message of %zu bytes, with %zu left",
 			      (size_t)message.cmsg_len, (size_t)header->msg_controllen - at);
-		}
+		len = message.cmsg_len - CMSG_LEN(0);
 		if (message.cmsg_level == SOL_TRAITS) {
-			size_t bytes = message.cmsg_len - CMSG_LEN(0);
-			int last = -1;
+			if (message.cmsg_type != SCM_TRAITS || !len || len % sizeof(struct trait) ||
+			    len > sizeof(control->records))
+				wrong(thread, "recvmsg: message type %d of %zu bytes", message.cmsg_type, len);
+			control->count = len / sizeof(struct trait);
+			memcpy(control->records, bytes + at + CMSG_LEN(0), len);
+		} else {
+			control->others = true;
+		}
+		for (i = 0; i < control->count; i++) {
+			const struct trait *record = &control->records[i];
 
-			if (found || message.cmsg_type != SCM_TRAITS || !bytes || bytes % sizeof(*records) ||
-			    bytes > sizeof(records))
-				wrong(thread, "recvmsg: message type %d of %zu bytes", message.cmsg_type, bytes);
-			found = true;
-			count = bytes / sizeof(*records);
-			memcpy(records, control + at + CMSG_LEN(0), bytes);
-			for (i = 0; i < count; i++) {
-				const struct trait *record = &records[i];
-
-				if (record->key >= ALL_KEYS || (int)record->key <= last || record->flags ||
-				    (record->len != 4 && record->len != 8 && record->len != 16) ||
-				    memcmp(record->value + record->len, zero, 16 - record->len))
-					wrong(thread, "recvmsg: record %u: key %u, length %u, flags %u", i,
-					      record->key, record->len, record->flags);
-				last = record->key;
-				if (thread->checked && !(slot->mask >> record->key & 1))
-					wrong(thread, "recvmsg: key %u was not asked for", record->key);
-			}
+			if (record->key >= ALL_KEYS || (int)record->key <= last || record->flags ||
+			    (record->len != 4 && record->len != 8 && record->len != 16) ||
+			    memcmp(record->value + record->len, zero, 16 - record->len))
+				wrong(thread, "recvmsg: record %u: key %u, length %u, flags %u", i, record->key,
+				      record->len, record->flags);
+			last = record->key;
+			if (thread->checked && !(slot->mask >> record->key & 1))
+				wrong(thread, "recvmsg: key %u was not asked for", record->key);
 		}
 		at += CMSG_ALIGN(message.cmsg_len);
 	}
-	if (!thread->checked || slot->kind > UDPLITE || len < 8 || header->msg_flags & (MSG_CTRUNC | MSG_ERRQUEUE))
+}
+
+/* What was received, of @len bytes and with @room for control data, against what was sent */
+static void look_at(struct thread *thread, struct slot *slot, const struct msghdr *header, size_t len, size_t room)
+{
+	const uint8_t *payload = header->msg_iov->iov_base;
+	struct control control;
+	const struct sent *sent;
+	unsigned int i, right = 0;
+	uint64_t number = 0, word;
+	size_t at;
+
+	read_control(thread, slot, header, &control);
+	if (slot->kind > UDPLITE6 || len < 8 || header->msg_flags & MSG_ERRQUEUE)
 		return;
 
-	memcpy(&number, header->msg_iov->iov_base, 8);
-	if (!number || datagrams[number % DATAGRAMS].number != number)
+	memcpy(&number, payload, 8);
+	for (at = 8; at + 8 <= len; at += 8) {
+		memcpy(&word, payload + at, 8);
+		if (word != number)
+			wrong(thread, "datagram %llu has other bytes at %zu: %#llx", (unsigned long long)number, at,
+			      (unsigned long long)word);
+	}
+	if (!thread->checked || !number || datagrams[number % DATAGRAMS].number != number)
 		return;
 	if (datagrams[number % DATAGRAMS].refused)
 		wrong(thread, "datagram %llu arrived, whose sendmsg failed", (unsigned long long)number);
-	if (!count && number <= slot->silent)
+	if (!control.count && number <= slot->silent)
 		return;
 	prune(&datagrams[number % DATAGRAMS].sent);
-	for (i = 0; i < datagrams[number % DATAGRAMS].sent.count; i++) {
-		unsigned int id = datagrams[number % DATAGRAMS].sent.traits[i].id, j;
+	sent = &datagrams[number % DATAGRAMS].sent;
+	for (i = 0; i < sent->count; i++)
+		right += slot->mask >> sent->traits[i].id & 1;
+	if (!control.count && right && header->msg_flags & MSG_CTRUNC &&
+	    (slot->talks || room < CMSG_LEN(right * sizeof(struct trait))))
+		return;
+	if (header->msg_flags & MSG_CTRUNC && !slot->talks)
+		wrong(thread, "datagram %llu: MSG_CTRUNC, for %u traits, expected %u, in %zu bytes",
+		      (unsigned long long)number, control.count, right, room);
+	for (i = 0; i < sent->count; i++) {
+		unsigned int id = sent->traits[i].id, j;
 
 		if (!(slot->mask >> id & 1))
 			continue;
-		right++;
-		for (j = 0; j < count && records[j].key != id; j++)
+		for (j = 0; j < control.count && control.records[j].key != id; j++)
 			;
-		if (j == count || records[j].len != datagrams[number % DATAGRAMS].sent.traits[i].size ||
-		    memcmp(records[j].value, datagrams[number % DATAGRAMS].sent.traits[i].value, 16))
-			wrong(thread, "datagram %llu arrived with another value of key %u, or none",
-			      (unsigned long long)number, id);
+		if (j == control.count || control.records[j].len != sent->traits[i].size ||
+		    memcmp(control.records[j].value, sent->traits[i].value, 16))
+			wrong(thread, "datagram %llu arrived at kind %d with %s of key %u, %u traits, expected %u; %zu bytes, flags %#x",
+			      (unsigned long long)number, slot->kind, j == control.count ? "no value" : "another value",
+			      id, control.count, right, len, header->msg_flags);
 	}
-	compared_datagrams++;
-	compared_traits += count;
-	if (right != count)
-		wrong(thread, "datagram %llu arrived with %u traits, expected %u", (unsigned long long)number, count,
-		      right);
+	if (right != control.count)
+		wrong(thread, "datagram %llu arrived with %u traits, expected %u", (unsigned long long)number,
+		      control.count, right);
+	atomic_fetch_add(&shared->compared_datagrams, 1);
+	atomic_fetch_add(&shared->compared_traits, control.count);
 }
 
 static int receive_flags(struct thread *thread)
@@ -944,7 +1226,7 @@ static int receive_flags(struct thread *thread)
 		flags |= MSG_PEEK;
 	if (one_in(thread, 8))
 		flags |= MSG_TRUNC;
-	if (one_in(thread, 8))
+	if (one_in(thread, 6))
 		flags |= MSG_ERRQUEUE;
 	return flags;
 }
@@ -953,28 +1235,40 @@ static void receive_one(struct thread *thread, struct slot *slot)
 {
 	struct sockaddr_storage from;
 	uint8_t payload[2048];
-	struct iovec vector = { payload, sizeof(payload) };
-	struct msghdr header = { &from, sizeof(from), &vector, 1 };
-	size_t room = one_in(thread, 3) ? below(thread, 400) : 2048, good;
-	uint8_t *at = place(thread, room, &good, true);
+	struct iovec vector = { payload, one_in(thread, 8) ? below(thread, 64) : sizeof(payload) };
+	struct msghdr header = { .msg_name = &from, .msg_namelen = sizeof(from), .msg_iov = &vector, .msg_iovlen = 1 };
+	size_t room = one_in(thread, 3) ? below(thread, 400) : 2048, claim, good;
+	uint8_t *at = place(thread, room, &good, true, true);
 	ssize_t length;
+	size_t i;
 	int err;
 
 	if (good)
-		memset(at, 0, good);
+		memset(at, 0xee, good);
 	header.msg_control = at;
-	header.msg_controllen = one_in(thread, 100) ? any(thread) : room;
+	header.msg_controllen = claim = one_in(thread, 100) ? any(thread) : room;
+	if (one_in(thread, 60))
+		vector.iov_base = bad_address(thread);
+	if (one_in(thread, 60))
+		header.msg_name = bad_address(thread);
 	length = recvmsg(slot->fd, &header, receive_flags(thread));
 	err = length < 0 ? errno : 0;
 	note(thread, RECEIVE, err);
 	/* Where the kernel could not write, nothing can be read */
-	if (!err && good == room && header.msg_controllen <= room && !thread->disturbed)
-		look_at(thread, slot, &header, length < (ssize_t)sizeof(payload) ? length : (ssize_t)sizeof(payload));
+	if (err || good != room || claim != room || thread->disturbed)
+		return;
+	for (i = header.msg_controllen; i < room; i++) {
+		if (at[i] != 0xee)
+			wrong(thread, "recvmsg wrote %#x at %zu, behind %zu bytes of control data", at[i], i,
+			      (size_t)header.msg_controllen);
+	}
+	look_at(thread, slot, &header, length < (ssize_t)vector.iov_len ? (size_t)length : vector.iov_len, room);
 }
 
 static void receive_many(struct thread *thread, struct slot *slot)
 {
 	static __thread uint8_t payloads[BATCH][256], controls[BATCH][2048];
+	size_t rooms[BATCH];
 	struct iovec vectors[BATCH];
 	struct mmsghdr headers[BATCH] = {};
 	int i, count;
@@ -984,13 +1278,14 @@ static void receive_many(struct thread *thread, struct slot *slot)
 		headers[i].msg_hdr.msg_iov = &vectors[i];
 		headers[i].msg_hdr.msg_iovlen = 1;
 		headers[i].msg_hdr.msg_control = controls[i];
-		headers[i].msg_hdr.msg_controllen = one_in(thread, 4) ? below(thread, 300) : sizeof(controls[i]);
+		headers[i].msg_hdr.msg_controllen = rooms[i] =
+			one_in(thread, 4) ? below(thread, 300) : sizeof(controls[i]);
 	}
-	count = recvmmsg(slot->fd, headers, BATCH, receive_flags(thread) & ~MSG_PEEK, NULL);
+	count = recvmmsg(slot->fd, headers, BATCH, receive_flags(thread), NULL);
 	note(thread, RECEIVE_MANY, count < 0 ? errno : 0);
 	for (i = 0; i < count; i++)
 		look_at(thread, slot, &headers[i].msg_hdr,
-			headers[i].msg_len < sizeof(payloads[i]) ? headers[i].msg_len : sizeof(payloads[i]));
+			headers[i].msg_len < sizeof(payloads[i]) ? headers[i].msg_len : sizeof(payloads[i]), rooms[i]);
 }
 
 static void call_something(struct thread *thread)
@@ -999,9 +1294,16 @@ static void call_something(struct thread *thread)
 	struct slot *slot = &slots[one_in(thread, 4) ? below(thread, SLOTS) : below(thread, 2 * PACKET)];
 
 	thread->call++;
-	switch (below(thread, 16)) {
+	switch (below(thread, 17)) {
 	case 0:
-		set_recv(thread, slot);
+		if (one_in(thread, 8))
+			other_option(thread, slot, one_in(thread, 2));
+		else
+			set_recv(thread, slot);
+		break;
+	case 16:
+		if (slot->kind <= UDPLITE6)
+			set_cork(thread, slot, one_in(thread, 3));
 		break;
 	case 1:
 	case 2:
@@ -1072,116 +1374,224 @@ static int open_socket(int family, int type, int protocol)
 	return fd;
 }
 
+static void set_option(int fd, int level, int name, const void *value, socklen_t len)
+{
+	if (setsockopt(fd, level, name, value, len))
+		error(1, errno, "option %d of level %d", name, level);
+}
+
+static void switch_on(int fd, int level, int name)
+{
+	static const int on = 1;
+
+	set_option(fd, level, name, &on, sizeof(on));
+}
+
+static unsigned int group_interface;
+
+/* Both sockets of the kind get what either of them sends, each a packet of its own */
+static void join_group(struct slot *slot, int fd, int port)
+{
+	if (slot->kind == GROUP4) {
+		struct ip_mreqn four = { .imr_ifindex = group_interface };
+
+		address(slot, AF_INET, GROUP_IPV4, port);
+		four.imr_multiaddr = ((struct sockaddr_in *)&slot->to)->sin_addr;
+		set_option(fd, IPPROTO_IP, IP_MULTICAST_IF, &four, sizeof(four));
+		set_option(fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, &four, sizeof(four));
+	} else {
+		struct ipv6_mreq six = { .ipv6mr_interface = group_interface };
+
+		address(slot, AF_INET6, GROUP_IPV6, port);
+		six.ipv6mr_multiaddr = ((struct sockaddr_in6 *)&slot->to)->sin6_addr;
+		set_option(fd, IPPROTO_IPV6, IPV6_MULTICAST_IF, &group_interface, sizeof(group_interface));
+		set_option(fd, IPPROTO_IPV6, IPV6_ADD_MEMBERSHIP, &six, sizeof(six));
+	}
+}
+
+/* Binds it, and says where it sends: the first of a kind to the second, that to a port where
+ * nobody is or, every other time, to the first
+ */
+static void bind_slot(struct slot *slot, int fd, const char *host, int port)
+{
+	static const char *const anywhere[] = { "0.0.0.0", "::" };
+	bool group = slot->kind == GROUP4 || slot->kind == GROUP6, first = port % 2 == 0;
+	int family = slot->kind == UDP4 || slot->kind == UDPLITE4 || slot->kind == GROUP4 ? AF_INET : AF_INET6;
+	int other = first ? port + 1 : port - 1;
+
+	/* A group's port is that of both */
+	if (group && !first)
+		port = other;
+	switch_on(fd, SOL_SOCKET, SO_REUSEADDR);
+	address(slot, family, group ? anywhere[family == AF_INET6] : host, port);
+	if (bind(fd, (struct sockaddr *)&slot->to, slot->to_len))
+		error(1, errno, "bind to port %d", port);
+	if (group) {
+		join_group(slot, fd, port);
+		return;
+	}
+	if (!first) {
+		switch_on(fd, IPPROTO_IP, IP_RECVERR);
+		if (family == AF_INET6)
+			switch_on(fd, IPPROTO_IPV6, IPV6_RECVERR);
+		if (one_in(&(struct thread){ .state = seed + port }, 2))
+			other = PORT + 100;
+	}
+	address(slot, family, host, other);
+}
+
 /* The socket of a slot, made anew, under the descriptor that it had */
 static void open_slot(struct slot *slot)
 {
-	static const int on = 1;
+	static const int queue = QUEUE, stamps = SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
+	static const struct {
+		int family, type, protocol;
+		const char *host;
+	} sockets[] = {
+		[UDP4] = { AF_INET, SOCK_DGRAM, IPPROTO_UDP, "127.0.0.1" },
+		[UDP6] = { AF_INET6, SOCK_DGRAM, IPPROTO_UDP, "::1" },
+		[MAPPED] = { AF_INET6, SOCK_DGRAM, IPPROTO_UDP, "::ffff:127.0.0.1" },
+		[GROUP4] = { AF_INET, SOCK_DGRAM, IPPROTO_UDP, NULL },
+		[GROUP6] = { AF_INET6, SOCK_DGRAM, IPPROTO_UDP, NULL },
+		[UDPLITE4] = { AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE, "127.0.0.1" },
+		[UDPLITE6] = { AF_INET6, SOCK_DGRAM, IPPROTO_UDPLITE, "::1" },
+		[RAW4] = { AF_INET, SOCK_RAW, RAW_PROTOCOL, "127.0.0.1" },
+		[RAW6] = { AF_INET6, SOCK_RAW, RAW_PROTOCOL, "::1" },
+		[HEADER4] = { AF_INET, SOCK_RAW, IPPROTO_RAW, "127.0.0.1" },
+		[HEADER6] = { AF_INET6, SOCK_RAW, IPPROTO_RAW, "::1" },
+		[PING4] = { AF_INET, SOCK_DGRAM, IPPROTO_ICMP, "127.0.0.1" },
+		[PING6] = { AF_INET6, SOCK_DGRAM, IPPROTO_ICMPV6, "::1" },
+		[PACKET] = { AF_PACKET, SOCK_DGRAM, 0, NULL },
+		[TCP] = { AF_INET, SOCK_STREAM, IPPROTO_TCP, NULL },
+		[UNIX] = { AF_UNIX, SOCK_DGRAM, 0, NULL },
+	};
 	unsigned int index = slot - slots;
-	struct sockaddr_storage own;
-	socklen_t own_len = 0;
-	int fd, old = slot->fd, port = PORT + index, pair[2];
+	/* Others may be using what is there until it is replaced */
+	struct slot new = { .kind = index / 2 };
+	int fd;
 
-	slot->kind = index / 2;
-	slot->mask = 0;
-	slot->sticky.count = 0;
-	slot->corked = false;
-	slot->to_len = 0;
-	switch (slot->kind) {
-	case UDP4:
-	case UDPLITE:
-		fd = open_socket(AF_INET, SOCK_DGRAM, slot->kind == UDP4 ? IPPROTO_UDP : IPPROTO_UDPLITE);
-		address(slot, AF_INET, "127.0.0.1", port);
-		break;
-	case UDP6:
-		fd = open_socket(AF_INET6, SOCK_DGRAM, IPPROTO_UDP);
-		address(slot, AF_INET6, "::1", port);
-		break;
-	case MAPPED:
-		fd = open_socket(AF_INET6, SOCK_DGRAM, IPPROTO_UDP);
-		address(slot, AF_INET6, "::ffff:127.0.0.1", port);
-		break;
-	case RAW4:
-		fd = open_socket(AF_INET, SOCK_RAW, 253);
-		address(slot, AF_INET, "127.0.0.1", 0);
-		break;
-	case RAW6:
-		fd = open_socket(AF_INET6, SOCK_RAW, 253);
-		address(slot, AF_INET6, "::1", 0);
-		break;
-	case HEADER:
-		fd = open_socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
-		address(slot, AF_INET, "127.0.0.1", 0);
-		break;
-	case PING4:
-		fd = open_socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP);
-		address(slot, AF_INET, "127.0.0.1", 0);
-		break;
-	case PING6:
-		fd = open_socket(AF_INET6, SOCK_DGRAM, IPPROTO_ICMPV6);
-		address(slot, AF_INET6, "::1", 0);
-		break;
-	case PACKET:
-		fd = open_socket(AF_PACKET, SOCK_DGRAM, htons(ETH_P_ALL));
-		break;
-	case TCP:
-		fd = open_socket(AF_INET, SOCK_STREAM, IPPROTO_TCP);
-		break;
-	default:
-		if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
-			error(1, errno, "socketpair");
-		fd = pair[0];
-		close(pair[1]);
+	fd = open_socket(sockets[new.kind].family, sockets[new.kind].type,
+			 new.kind == PACKET ? htons(ETH_P_ALL) : sockets[new.kind].protocol);
+	set_option(fd, SOL_SOCKET, SO_RCVBUF, &queue, sizeof(queue));
+	if (new.kind <= UDPLITE6)
+		bind_slot(&new, fd, sockets[new.kind].host, PORT + index);
+	else if (sends(new.kind))
+		address(&new, sockets[new.kind].family, sockets[new.kind].host, 0);
+	/* The datagrams that it sent come back to its queue of errors */
+	if (sends(new.kind) && index % 4 == 3)
+		set_option(fd, SOL_SOCKET, SO_TIMESTAMPING, &stamps, sizeof(stamps));
+	if (sends(new.kind) && index % 4 == 0) {
+		if (sockets[new.kind].family == AF_INET)
+			switch_on(fd, IPPROTO_IP, IP_PKTINFO);
+		else
+			switch_on(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO);
 	}
-	if (slot->kind <= UDPLITE) {
-		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-		own = slot->to;
-		own_len = slot->to_len;
-		if (bind(fd, (struct sockaddr *)&own, own_len))
-			error(1, errno, "bind to port %d", port);
-		/* The first of each kind sends to the second, that to a port where nobody is */
-		address(slot, slot->to.ss_family,
-			slot->kind == UDP6 ? "::1" : slot->kind == MAPPED ? "::ffff:127.0.0.1" : "127.0.0.1",
-			index % 2 ? PORT + 100 : port + 1);
-		if (index % 2) {
-			setsockopt(fd, IPPROTO_IP, IP_RECVERR, &on, sizeof(on));
-			setsockopt(fd, IPPROTO_IPV6, IPV6_RECVERR, &on, sizeof(on));
-			/* Every other time to the first */
-			if (one_in(&(struct thread){ .state = seed + index + 1 }, 2))
-				address(slot, slot->to.ss_family, slot->kind == UDP6 ? "::1" :
-					slot->kind == MAPPED ? "::ffff:127.0.0.1" : "127.0.0.1", port - 1);
-		}
-	}
-	if (old > 0) {
-		if (dup3(fd, old, O_CLOEXEC) < 0)
+	new.talks = index % 4 == 0 || index % 4 == 3;
+	if (slot->fd > 0) {
+		if (dup3(fd, slot->fd, O_CLOEXEC) < 0)
 			error(1, errno, "dup3");
 		close(fd);
-	} else {
-		slot->fd = fd;
+		fd = slot->fd;
 	}
+	new.fd = fd;
+	*slot = new;
 }
 
 static void begin_thread(struct thread *thread, uint64_t number)
 {
 	thread->page = sysconf(_SC_PAGESIZE);
-	thread->memory = mmap(NULL, (PAGES + 1) * thread->page, PROT_READ | PROT_WRITE,
+	thread->memory = mmap(NULL, (PAGES + 2) * thread->page, PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (thread->memory == MAP_FAILED ||
-	    mprotect(thread->memory + PAGES * thread->page, thread->page, PROT_NONE))
+	if (thread->memory == MAP_FAILED)
 		error(1, errno, "mmap");
+	thread->readable = thread->memory + (PAGES + 1) * thread->page;
+	/* Also a length that is enough, whatever the alignment */
+	memset(thread->readable, 1, thread->page);
+	if (mprotect(thread->memory + PAGES * thread->page, thread->page, PROT_NONE) ||
+	    mprotect(thread->readable, thread->page, PROT_READ))
+		error(1, errno, "mprotect");
 	thread->state = (seed + number) * 0x9e3779b97f4a7c15ULL | 1;
 	any(thread);
 }
 
-/* ---- threads ---- */
+/* ---- another user ---- */
 
-static atomic_bool ended;
+static uid_t user = NOBODY;
+
+/* What this process has open stays so, and may be used */
+static void become_user(void)
+{
+	if (setgroups(0, NULL) || setresgid(user, user, user) || setresuid(user, user, user))
+		error(1, errno, "user %u", (unsigned int)user);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+}
+
+static void write_file(const char *path, const char *text)
+{
+	FILE *file = fopen(path, "w");
+
+	if (!file || fputs(text, file) < 0 || fclose(file))
+		error(1, errno, "%s", path);
+}
+
+/* A network namespace with the loopback interface and one for groups */
+static void make_network(void)
+{
+	struct ifreq interface = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+	int fd;
+
+	if (unshare(CLONE_NEWNET))
+		error(1, errno, "unshare");
+	fd = open_socket(AF_INET, SOCK_DGRAM, 0);
+	if (ioctl(fd, SIOCSIFFLAGS, &interface))
+		error(1, errno, "the loopback interface");
+	close(fd);
+	group_interface = make_interface();
+}
+
+static void open_slots(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < SLOTS; i++)
+		open_slot(&slots[i]);
+}
+
+/* Runs @body in a process that is another user's */
+static pid_t begin_user(void (*body)(void *), void *data)
+{
+	pid_t process = fork();
+
+	if (process < 0)
+		error(1, errno, "fork");
+	if (!process) {
+		become_user();
+		body(data);
+		_exit(0);
+	}
+	return process;
+}
+
+static void await_user(pid_t process)
+{
+	int status;
+
+	if (waitpid(process, &status, 0) < 0)
+		error(1, errno, "waitpid");
+	/* What went wrong it has told itself */
+	if (status)
+		_exit(1);
+}
+
+/* ---- threads ---- */
 
 static void *caller(void *data)
 {
 	struct thread *thread = data;
 
-	set_privileged(thread, thread->state & 2);
-	while (!atomic_load(&ended))
+	if (!thread->foreign)
+		set_privileged(thread, thread->state & 2);
+	while (!atomic_load(&shared->ended))
 		call_something(thread);
 	return NULL;
 }
@@ -1190,11 +1600,11 @@ static void *caller(void *data)
 static void *disturber(void *data)
 {
 	struct thread *thread = data, *victim = thread + 1;
-	struct registry registry;
+	struct netlink registry;
 
 	set_privileged(thread, true);
 	open_registry(&registry);
-	while (!atomic_load(&ended)) {
+	while (!atomic_load(&shared->ended)) {
 		struct key *key = &keys[below(thread, KEYS)];
 		struct timespec pause = { 0, 1000 * below(thread, 2000) };
 
@@ -1221,92 +1631,204 @@ static void *disturber(void *data)
 	return NULL;
 }
 
-static void run_threads(unsigned int count, unsigned int seconds)
+static void begin_threads(pthread_t *handles, struct thread *threads, unsigned int count,
+			  void *(*first)(void *))
 {
-	struct thread *threads = calloc(count + 1, sizeof(*threads));
-	pthread_t *handles = calloc(count + 1, sizeof(*handles));
 	unsigned int i;
 
-	if (!threads || !handles)
-		error(1, ENOMEM, "threads");
-	for (i = 0; i <= count; i++)
-		begin_thread(&threads[i], i + 2);
-	threads[1].disturbed = true;
-	for (i = 0; i <= count; i++) {
-		int err = pthread_create(&handles[i], NULL, i ? caller : disturber, &threads[i]);
+	for (i = 0; i < count; i++) {
+		int err = pthread_create(&handles[i], NULL, i ? caller : first, &threads[i]);
 
 		if (err)
 			error(1, err, "pthread_create");
 	}
-	while (seconds--)
-		sleep(1);
-	atomic_store(&ended, true);
-	for (i = 0; i <= count; i++)
+}
+
+#define THREADS_MAX	64
+
+static unsigned long thread_count = 4;
+
+/* As many threads of another user, with the sockets as they are now */
+static void user_threads(void *data)
+{
+	static struct thread threads[THREADS_MAX];
+	pthread_t handles[THREADS_MAX];
+	unsigned int i;
+
+	(void)data;
+	for (i = 0; i < thread_count; i++) {
+		begin_thread(&threads[i], 2 + THREADS_MAX + i);
+		threads[i].foreign = true;
+	}
+	begin_threads(handles, threads, thread_count, caller);
+	for (i = 0; i < thread_count; i++)
 		pthread_join(handles[i], NULL);
 }
 
-static void remake_key(struct thread *thread, struct registry *registry)
+static void run_threads(unsigned int seconds)
+{
+	/* The first one disturbs the others, and writes to the memory of the second */
+	static struct thread threads[THREADS_MAX + 1];
+	pthread_t handles[THREADS_MAX + 1];
+	pid_t process;
+	unsigned int i;
+
+	process = begin_user(user_threads, NULL);
+	for (i = 0; i <= thread_count; i++)
+		begin_thread(&threads[i], i + 2);
+	threads[1].disturbed = true;
+	begin_threads(handles, threads, thread_count + 1, disturber);
+	while (seconds--)
+		sleep(1);
+	atomic_store(&shared->ended, true);
+	for (i = 0; i <= thread_count; i++)
+		pthread_join(handles[i], NULL);
+	await_user(process);
+}
+
+static void call_on(struct thread *thread)
+{
+	unsigned long end = thread->call + calls / 4;
+
+	thread->foreign = true;
+	thread->privileged = false;
+	while (thread->call < end)
+		call_something(thread);
+}
+
+/* Calls by another user, on the sockets as they are then: what may be said to them has not
+ * changed with what they hold
+ */
+static void user_calls(void *data)
+{
+	/* Capabilities in a user namespace of one's own count for nothing here */
+	if (seed % 2 && unshare(CLONE_NEWUSER))
+		perror("no user namespace");
+	call_on(data);
+}
+
+/* Calls by another user in a network namespace of that user's own: only keys that cross over into
+ * others are guarded there
+ */
+static void owner_calls(void *data)
+{
+	struct thread *thread = data;
+	char map[32];
+
+	/* Or else /proc/self is root's still */
+	if (prctl(PR_SET_DUMPABLE, 1) || unshare(CLONE_NEWUSER)) {
+		perror("no user namespace");
+		return;
+	}
+	snprintf(map, sizeof(map), "0 %u 1", (unsigned int)user);
+	write_file("/proc/self/setgroups", "deny");
+	write_file("/proc/self/uid_map", map);
+	write_file("/proc/self/gid_map", map);
+	make_network();
+	write_file("/proc/sys/net/ipv4/ping_group_range", "0 0");
+	open_slots();
+	thread->owner = true;
+	thread->call += calls / 4;
+	call_on(thread);
+}
+
+static void remake_key(struct thread *thread, struct netlink *netlink)
 {
 	struct key *key = &keys[below(thread, KEYS)];
 	unsigned int i;
 
 	set_privileged(thread, true);
-	if (remove_key(registry, key))
+	if (remove_key(netlink, key))
 		wrong(thread, "key %u could not be removed", key->id);
 	numbers[key->id] = NULL;
 	for (i = 0; i < SLOTS; i++) {
 		slots[i].mask &= ~(1ULL << key->id);
 		prune(&slots[i].sticky);
 	}
-	if (make_key(registry, key))
+	if (make_key(netlink, key))
 		wrong(thread, "key %u could not be made again", key->id);
 	numbers[key->id] = key;
+}
+
+static unsigned long number_of(const char *text, unsigned long long limit)
+{
+	char *end;
+	unsigned long long number;
+
+	errno = 0;
+	number = strtoull(text, &end, 10);
+	if (errno || *end || *text < '0' || *text > '9' || number > limit)
+		error(2, 0, "a number up to %llu is needed, not '%s'", limit, text);
+	return number;
+}
+
+static void print_outcomes(void)
+{
+	unsigned int call, err;
+
+	for (call = 0; call < CALLS; call++) {
+		for (err = 0; err < ERRNOS; err++) {
+			unsigned long count = atomic_load(&shared->outcomes[call][err]);
+			const char *name = err ? strerrorname_np(err) : "0";
+
+			if (count && name)
+				printf("%s %s %lu\n", call_names[call], name, count);
+			else if (count)
+				printf("%s %u %lu\n", call_names[call], err, count);
+		}
+	}
+	printf("compared datagrams %lu\ncompared traits %lu\n", atomic_load(&shared->compared_datagrams),
+	       atomic_load(&shared->compared_traits));
 }
 
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "calls", required_argument, NULL, 'c' }, { "seconds", required_argument, NULL, 's' },
-		{ "threads", required_argument, NULL, 't' }, { "seed", required_argument, NULL, 'e' }, {},
+		{ "threads", required_argument, NULL, 't' }, { "seed", required_argument, NULL, 'e' },
+		{ "user", required_argument, NULL, 'u' }, {},
 	};
-	unsigned long calls = 20000, seconds = 5, threads = 4;
+	const char *seed_text = getenv("PACKET_TRAITS_SEED");
+	unsigned long seconds = 5;
 	struct thread thread = { .checked = true };
-	struct ifreq interface = { .ifr_name = "lo" };
-	struct registry registry;
-	unsigned int i, j;
-	int option, fd;
-	FILE *range;
+	struct netlink registry;
+	unsigned int i;
+	int option;
 
-	seed = time(NULL);
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-		char *end = NULL;
-		unsigned long long number = optarg ? strtoull(optarg, &end, 10) : 0;
-
-		if (option == '?' || !end || *end || !*optarg)
-			error(2, 0, "usage: traits-fuzz [--calls N] [--seconds N] [--threads N] [--seed N]");
-		if (option == 'c')
-			calls = number;
-		else if (option == 's')
-			seconds = number;
-		else if (option == 't')
-			threads = number;
-		else
-			seed = number;
+		switch (option) {
+		case 'c':
+			calls = number_of(optarg, 1000000000);
+			break;
+		case 's':
+			seconds = number_of(optarg, 1000000);
+			break;
+		case 't':
+			thread_count = number_of(optarg, THREADS_MAX);
+			break;
+		case 'e':
+			seed_text = optarg;
+			break;
+		case 'u':
+			user = number_of(optarg, UINT32_MAX - 1);
+			break;
+		default:
+			optind = argc + 1;
+		}
 	}
+	if (optind != argc || !user || !thread_count)
+		error(2, 0, "usage: traits-fuzz [--calls N] [--seconds N] [--threads N] [--seed N] [--user UID]; "
+		      "at least one thread, and not the user 0");
+	seed = seed_text ? number_of(seed_text, UINT64_MAX) : (unsigned long)time(NULL);
 	printf("seed %llu\n", (unsigned long long)seed);
 	fflush(stdout);
 
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (shared == MAP_FAILED)
+		error(1, errno, "mmap");
 	open_registry(&registry);
-	if (unshare(CLONE_NEWNET))
-		error(1, errno, "unshare");
-	fd = open_socket(AF_INET, SOCK_DGRAM, 0);
-	interface.ifr_flags = IFF_UP;
-	if (ioctl(fd, SIOCSIFFLAGS, &interface))
-		error(1, errno, "the loopback interface");
-	close(fd);
-	range = fopen("/proc/sys/net/ipv4/ping_group_range", "w");
-	if (!range || fputs("0 2147483647", range) < 0 || fclose(range))
-		error(1, errno, "ping_group_range");
+	make_network();
+	write_file("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 
 	for (i = 0; i < KEYS; i++) {
 		int err = make_key(&registry, &keys[i]);
@@ -1317,30 +1839,27 @@ int main(int argc, char **argv)
 	}
 	begin_thread(&thread, 1);
 	set_privileged(&thread, true);
-	for (i = 0; i < SLOTS; i++)
-		open_slot(&slots[i]);
-	for (; thread.call < calls;) {
+	open_slots();
+	while (thread.call < calls) {
 		if (one_in(&thread, 64))
 			remake_key(&thread, &registry);
 		if (one_in(&thread, 16))
 			set_privileged(&thread, one_in(&thread, 2));
 		call_something(&thread);
 	}
-
 	set_privileged(&thread, true);
+	await_user(begin_user(user_calls, &thread));
+	await_user(begin_user(owner_calls, &thread));
+
+	/* Not as the calls of the other user left them */
+	open_slots();
 	if (seconds)
-		run_threads(threads, seconds);
+		run_threads(seconds);
 
 	for (i = 0; i < SLOTS; i++)
 		close(slots[i].fd);
 	for (i = 0; i < KEYS; i++)
 		remove_key(&registry, &keys[i]);
-	for (i = 0; i < CALLS; i++) {
-		for (j = 0; j < ERRNOS; j++) {
-			if (outcomes[i][j])
-				printf("%s %u %lu\n", call_names[i], j, (unsigned long)outcomes[i][j]);
-		}
-	}
-	printf("compared datagrams %lu\ncompared traits %lu\n", compared_datagrams, compared_traits);
+	print_outcomes();
 	return 0;
 }

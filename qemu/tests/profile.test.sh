@@ -2,37 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # "test --profile": a kernel of its own from the same tree, results of their own.
 
-# everything_but_the_guest: a source, a series, a Swift toolchain, the BPF programs'
-# compiler, and a test bundle that nobody runs
-everything_but_the_guest() {
-	local vng=$CACHE/virtme-ng-1.42/bin/vng
-	imported >/dev/null
-	series_of_two >/dev/null
-	printf '// swift-tools-version: 6.2\n' >"$CLONE/Package.swift"
-	replace swift <<-'SWIFT'
-	case $1 in
-	--version) echo 'Swift version 6.3' ;;
-	*) mkdir -p "$CLONE/.build/debug"; touch "$CLONE/.build/debug/packet-traitsPackageTests.xctest" ;;
-	esac
-	SWIFT
-	replace clang <<<'touch "${!#}"'
-	mkdir -p "$CLONE/Sources"
-	cp -r "$SOURCE_ROOT/Sources/CTraits" "$CLONE/Sources/"
-	mkdir -p "$(dirname "$vng")"
-	touch "$CACHE/virtme-ng-1.42.ready"
-	echo "$(cat /proc/sys/kernel/random/boot_id) fails" >"$CACHE/kvm"
-	# The guest's scripts are not run: they would make this machine's allocations fail
-	{
-		echo '#!/bin/bash'
-		echo 'echo "$*" >"$WORK/vng.arguments"'
-		echo 'while [ $# -gt 0 ]; do [ "$1" != --rwdir ] || RESULTS=$2; shift; done'
-		echo 'cp "$RESULTS/command" "$WORK/guest.command"'
-		cat
-	} >"$vng"
-	chmod +x "$vng"
-	export CLONE WORK
-}
-
 # A guest in which one test of the bundle passed
 PASSES='
 printf "%s\n" "{\"kind\":\"test\",\"payload\":{\"id\":\"T.good\",\"kind\":\"function\"}}" \
