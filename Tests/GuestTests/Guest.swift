@@ -352,10 +352,12 @@ func connection(
 extension CaseIterable where Self: RawRepresentable, RawValue == String {
   /// All cases, or the one that PACKET_TRAITS_CASE names if it is among them: "qemu/vm mutate"
   /// has no time for more.
-  static var asked: [Self] {
-    if let name = getenv("PACKET_TRAITS_CASE"), let named = Self(rawValue: String(cString: name)) {
-      return [named]
-    }
-    return Array(allCases)
+  static var asked: [Self] { asked(of: Array(allCases)) }
+
+  /// The same of some of the cases.
+  static func asked(of some: [Self]) -> [Self] {
+    guard let name = getenv("PACKET_TRAITS_CASE").map({ String(cString: $0) }) else { return some }
+    let named = some.filter { $0.rawValue == name }
+    return named.isEmpty ? some : named
   }
 }

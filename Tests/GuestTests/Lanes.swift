@@ -43,21 +43,21 @@ extension Guest {
     var isICMP: Bool { [.ping4, .ping6, .pong4, .pong6].contains(self) }
 
     /// Those whose sender is of another kind than that of all before.
-    static let senders: [Kind] = [
+    static let senders: [Kind] = asked(of: [
       .udp4, .udp6, .fromIPv6, .lite4, .lite6, .liteMapped, .raw4, .raw6, .header4, .header6, .ping4,
       .ping6,
-    ]
+    ])
 
     /// Those of which a message can be sent in pieces, whatever the pieces are.
-    static let corking: [Kind] = [
+    static let corking: [Kind] = asked(of: [
       .udp4, .udp6, .fromIPv6, .lite4, .lite6, .liteMapped, .raw4, .raw6,
-    ]
+    ])
 
     /// Those whose receiver is of another kind than that of all before.
-    static let receivers: [Kind] = [
+    static let receivers: [Kind] = asked(of: [
       .udp4, .udp6, .toIPv6, .lite4, .lite6, .liteMapped, .raw4, .raw6, .pong4, .pong6, .packet4,
       .packet6,
-    ]
+    ])
   }
 
   /// Two sockets of some kind in the cable's receiving namespace, where what one sends comes to

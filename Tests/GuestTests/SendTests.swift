@@ -124,6 +124,16 @@ extension UDPSocket {
       try send(payload.span.bytes, to: destination, traits: traits, flags: flags)
     }
   }
+
+  fileprivate func insistOnSentTraits(_ traits: Traits) throws {
+    try Guest.insisting { try setSentTraits(traits) }
+  }
+}
+
+extension FileDescriptor {
+  fileprivate func insistOnSentTraits(_ traits: Traits) throws {
+    try Guest.insisting { try setSentTraits(traits) }
+  }
 }
 
 extension Guest {
@@ -157,16 +167,16 @@ extension Guest {
         let odd = try Traits(ids.enumerated().filter { $0.0 % 2 == 1 }.map { ($1, Guest.value(size, $0)) })
         try loop.outbox.send(TagProgram.payload(1), to: loop.destination, traits: all)
         try loop.expect(TagProgram.payload(1), all)
-        try loop.outbox.setSentTraits(all)
+        try loop.outbox.insistOnSentTraits(all)
         try Guest.insisting { try loop.outbox.send(TagProgram.payload(2), to: loop.destination) }
         try loop.expect(TagProgram.payload(2), all)
-        try loop.outbox.setSentTraits(even)
+        try loop.outbox.insistOnSentTraits(even)
         try loop.outbox.send(TagProgram.payload(3), to: loop.destination, traits: odd)
         try loop.expect(TagProgram.payload(3), all)
       }
     }
 
-    @Test("traits of the socket are on every datagram, until they are others", arguments: Way.allCases)
+    @Test("traits of the socket are on every datagram, until they are others", arguments: Way.asked)
     func sticky(way: Way) throws {
       try Guest.withKeys([.bytes4, .bytes8, .bytes16]) { ids in
         let loop = try Loop(way, ids)
@@ -174,7 +184,7 @@ extension Guest {
         let first = try Traits([(ids[0], Guest.value(.bytes4, 1)), (ids[2], Guest.value(.bytes16, 2))])
         let second = try Traits([(ids[1], Guest.value(.bytes8, 3))])
         for (traits, number) in [(first, 1), (second, 2), (Traits(), 3), (first, 4)] as [(Traits, UInt32)] {
-          try loop.outbox.setSentTraits(traits)
+          try loop.outbox.insistOnSentTraits(traits)
           #expect(try loop.outbox.sentTraits() == traits)
           for _ in 0..<3 {
             try Guest.insisting { try loop.outbox.send(TagProgram.payload(number), to: loop.destination) }
@@ -201,7 +211,7 @@ extension Guest {
           (ids[0], Guest.value(.bytes4, 1)), (ids[1], Guest.value(.bytes8, 3)),
           (ids[2], Guest.value(.bytes16, 4)),
         ])
-        try loop.outbox.setSentTraits(sticky)
+        try loop.outbox.insistOnSentTraits(sticky)
         try loop.outbox.send(TagProgram.payload(1), to: loop.destination, traits: own)
         try loop.expect(TagProgram.payload(1), both)
         #expect(try loop.outbox.sentTraits() == sticky)
@@ -431,7 +441,7 @@ extension Guest {
           try all.setBytes(Guest.value(.bytes4, 3), for: local[0])
           try all.setBytes(Guest.value(.bytes16, 4), for: local[1])
           for (number, (sticky, own)) in [(Traits(), all), (all, Traits())].enumerated() {
-            try outbox.setSentTraits(sticky)
+            try outbox.insistOnSentTraits(sticky)
             for sequence in 0..<5 as Range<UInt32> {
               try outbox.send(
                 TagProgram.payload(sequence), to: try cable.destination(route), traits: own)
@@ -450,7 +460,7 @@ extension Guest {
 
     // MARK: Pieces
 
-    @Test("a datagram in pieces has the traits it was begun with", arguments: Way.allCases)
+    @Test("a datagram in pieces has the traits it was begun with", arguments: Way.asked)
     func corked(way: Way) throws {
       try Guest.withKeys([.bytes4, .bytes8]) { ids in
         let loop = try Loop(way, ids)
@@ -571,6 +581,73 @@ extension Guest {
       }
     }
 
+    // MARK: Memory
+
+    @Test("no memory is left behind, whatever becomes of a message", arguments: Way.asked)
+    func memory(way: Way) throws {
+      try Guest.withKeys([.bytes8, .bytes16]) { ids in
+        let sticky = try Traits([(ids[0], Guest.value(.bytes8, 1))])
+        let own = try Traits([(ids[0], Guest.value(.bytes8, 2)), (ids[1], Guest.value(.bytes16, 3))])
+        let half = [UInt8](repeating: 1, count: 40_000)
+
+        /// What becomes of messages: with traits of their own, with those of the socket.
+        func pass(_ count: Int) throws {
+          for number in 0..<count {
+            let loop = try Loop(way, ids)
+            try loop.outbox.connect(to: loop.destination)
+            if number % 2 == 1 { try loop.outbox.insistOnSentTraits(sticky) }
+            let right = number % 2 == 1 ? sticky : own
+            let traits = number % 2 == 1 ? Traits() : own
+            /// One that is whole, or a piece.
+            func send(_ payload: [UInt8], flags: MessageFlags = []) throws {
+              try loop.outbox.send(payload.span.bytes, traits: traits, flags: flags)
+            }
+
+            // It arrives.
+            try Guest.insisting { try send([1]) }
+            try loop.expect([1], right)
+            // It cannot be read from memory, after its packet was begun.
+            try Guest.insisting {
+              let nowhere = UnsafeRawPointer(bitPattern: 8)
+              try #require(Glibc.send(loop.outbox.fileDescriptor.rawValue, nowhere, 100, 0) == -1)
+              let error = Errno(rawValue: errno)
+              if error != .badAddress { throw error }
+            }
+            // A piece does not fit, and takes the others with it.
+            try Guest.insisting {
+              try send(half, flags: .more)
+              let error = #expect(throws: TraitError.self) { try send(half) }
+              if let error, error.underlyingError != .messageTooLong { throw error }
+            }
+            loop.expectNothing()
+            // More data says other traits, and is refused; the rest follows.
+            try Guest.insisting {
+              try send([2], flags: .more)
+              let other = try Traits([(ids[0], Guest.value(.bytes8, 9))])
+              let byte: [UInt8] = [9]
+              Guest.expectError(.invalidArgument) {
+                try loop.outbox.send(byte.span.bytes, traits: other, flags: .more)
+              }
+              try send([3])
+            }
+            try loop.expect([2, 3], right)
+            // The sockets are closed, with one in the queue and another under way, and
+            // with what the socket sends set once more.
+            try Guest.insisting { try send([4]) }
+            try Guest.insisting { try send([5], flags: .more) }
+            if number % 4 == 3 { try loop.outbox.insistOnSentTraits(own) }
+          }
+        }
+
+        try pass(4)
+        let before = try settled { _ in false }
+        let changes = try Guest.changes { try pass(40) }
+        #expect(changes.set >= 40 * 6)
+        let after = try settled { $0 == before }
+        #expect(after == before)
+      }
+    }
+
     // MARK: Batches and sequences
 
     @Test("each datagram of a batch has its own, or its own error", arguments: Way.allCases)
@@ -580,7 +657,7 @@ extension Guest {
         let loop = try Loop(way, ids)
         // 176 bytes: with 16 more they are 192.
         let sticky = try Traits(ids[2...].enumerated().map { ($1, Guest.value(.bytes16, $0)) })
-        try loop.outbox.setSentTraits(sticky)
+        try loop.outbox.insistOnSentTraits(sticky)
         var batch = SendBatch()
         var expected: [([UInt8], Traits)] = []
         var codes: [TraitError.Code?] = []
@@ -698,7 +775,7 @@ extension Guest {
       #expect(try inbox.receivedTraits() == TraitMask(ids), sourceLocation: sourceLocation)
       let sticky = try Traits([(ids[0], Guest.value(.bytes4, 1))])
       let own = try Traits([(ids[0], Guest.value(.bytes4, 2)), (ids[1], Guest.value(.bytes16, 3))])
-      try outbox.setSentTraits(sticky)
+      try outbox.insistOnSentTraits(sticky)
       #expect(try outbox.sentTraits() == sticky, sourceLocation: sourceLocation)
       for (traits, right) in [(own, own), (Traits(), sticky)] {
         _ = try Guest.insisting {
@@ -708,7 +785,7 @@ extension Guest {
         #expect(received(bytes), "\(bytes)", sourceLocation: sourceLocation)
         #expect(arrived == right, sourceLocation: sourceLocation)
       }
-      try outbox.setSentTraits(Traits())
+      try outbox.insistOnSentTraits(Traits())
       try outbox.sendMessage(payload.span.bytes, to: destination)
       #expect(try Guest.receive(inbox).traits.isEmpty, sourceLocation: sourceLocation)
     }
@@ -792,7 +869,7 @@ extension Guest {
 
         // What it sends the raw socket sees, among the kernel's replies.
         try raw.setReceivedTraits(TraitMask(ids))
-        try ping.setSentTraits(sticky)
+        try ping.insistOnSentTraits(sticky)
         #expect(try ping.sentTraits() == sticky)
         for (traits, right) in [(own, own), (Traits(), sticky)] {
           _ = try Guest.insisting {
@@ -935,7 +1012,7 @@ extension Guest {
         for count in 0...3 {
           let traits = try Traits(
             zip(ids[..<count], [TraitSize.bytes4, .bytes8, .bytes16]).map { ($0, Guest.value($1, 7)) })
-          try loop.outbox.setSentTraits(traits)
+          try loop.outbox.insistOnSentTraits(traits)
           for room in 0...80 {
             var bytes = [UInt8](repeating: 0xee, count: 81)
             var length = socklen_t(room)
@@ -988,7 +1065,7 @@ extension Guest {
           ("the last byte", record(eight, 8, [UInt8](repeating: 0, count: 15) + [1])),
         ]
         let sticky = try Traits([(ids[1], Guest.value(.bytes8, 5))])
-        try loop.outbox.setSentTraits(sticky)
+        try loop.outbox.insistOnSentTraits(sticky)
         let descriptor = loop.outbox.fileDescriptor
         for (what, bytes) in wrong {
           #expect(
@@ -1032,7 +1109,7 @@ extension Guest {
       #expect(setsockopt(descriptor, SOL_TRAITS, TRAITS_SEND, nowhere, 24) == -1)
       #expect(errno == EFAULT)
       try Guest.withKeys([.bytes4]) { ids in
-        try loop.outbox.setSentTraits(try Traits([(ids[0], Guest.value(.bytes4, 1))]))
+        try loop.outbox.insistOnSentTraits(try Traits([(ids[0], Guest.value(.bytes4, 1))]))
         var length: socklen_t = 24
         #expect(getsockopt(descriptor, SOL_TRAITS, TRAITS_SEND, nowhere, &length) == -1)
         #expect(errno == EFAULT)
@@ -1047,9 +1124,9 @@ extension Guest {
         let right = try Traits([(ids[0], Guest.value(.bytes4, 1))])
         var both = right
         try both.setBytes(Guest.value(.bytes4, 1), for: free)
-        try loop.outbox.setSentTraits(right)
+        try loop.outbox.insistOnSentTraits(right)
         for traits in [try Traits([(free, Guest.value(.bytes4, 1))]), both] {
-          expect(.noSuchKey, naming: "is not registered") { try loop.outbox.setSentTraits(traits) }
+          expect(.noSuchKey, naming: "is not registered") { try loop.outbox.insistOnSentTraits(traits) }
           #expect(try loop.outbox.sentTraits() == right)
           expect(.noSuchKey, naming: "is not registered") {
             try loop.outbox.send(TagProgram.payload(0), to: loop.destination, traits: traits)
@@ -1065,7 +1142,7 @@ extension Guest {
         let loop = try Loop(.ipv4, ids)
         let traits = try Traits([(ids[0], Guest.value(.bytes4, 1))])
         expect(.invalidArgument, naming: "another size than its key") {
-          try loop.outbox.setSentTraits(traits)
+          try loop.outbox.insistOnSentTraits(traits)
         }
         expect(.invalidArgument, naming: "another size than its key") {
           try loop.outbox.send(TagProgram.payload(0), to: loop.destination, traits: traits)
@@ -1079,7 +1156,7 @@ extension Guest {
       try Guest.withKeys([TraitSize](repeating: .bytes16, count: 12) + [.bytes4]) { ids in
         let loop = try Loop(way, ids)
         let sticky = try Traits(ids[..<12].enumerated().map { ($1, Guest.value(.bytes16, $0)) })
-        try loop.outbox.setSentTraits(sticky)
+        try loop.outbox.insistOnSentTraits(sticky)
         expect(.limitExceeded, naming: "more than the 192 bytes") {
           try loop.outbox.send(
             TagProgram.payload(0), to: loop.destination,
@@ -1119,13 +1196,13 @@ extension Guest {
               try Traits(ids.map { ($0, Guest.value(.bytes4, 3)) })
             }
             // Set by who may, used by who may not: what was granted stays.
-            try loop.outbox.setSentTraits(try traits(closed))
+            try loop.outbox.insistOnSentTraits(try traits(closed))
             let own = try suiteCable().receiver.namespace.run { try UDPSocket(way.sender) }
             try asUser {
-              try own.setSentTraits(try traits(writable))
+              try own.insistOnSentTraits(try traits(writable))
               for ids in [closed, readable, closed + writable] {
                 expect(.notPermitted, naming: "is not open to all") {
-                  try own.setSentTraits(try traits(ids))
+                  try own.insistOnSentTraits(try traits(ids))
                 }
                 // Readable is another matter.
                 #expect(try own.sentTraits() == Traits())
@@ -1142,7 +1219,7 @@ extension Guest {
               try loop.outbox.send(TagProgram.payload(2), to: loop.destination, traits: try traits(writable))
               try loop.expect(TagProgram.payload(2), try traits(closed + writable))
               // To set none takes no privilege where nothing is there that does.
-              try own.setSentTraits(Traits())
+              try own.insistOnSentTraits(Traits())
               try own.send(TagProgram.payload(3), to: loop.destination)
               try loop.expect(TagProgram.payload(3), Traits())
             }
@@ -1161,10 +1238,10 @@ extension Guest {
             (open[0], Guest.value(.bytes4, 3)),
           ])
           let visible = try Traits([(open[0], Guest.value(.bytes4, 3))])
-          try loop.outbox.setSentTraits(traits)
+          try loop.outbox.insistOnSentTraits(traits)
           try asUser {
             for new in [Traits(), visible, try Traits([(open[0], Guest.value(.bytes4, 4))]), traits] {
-              expect(.notPermitted, naming: "is not open to all") { try loop.outbox.setSentTraits(new) }
+              expect(.notPermitted, naming: "is not open to all") { try loop.outbox.insistOnSentTraits(new) }
             }
             #expect(try loop.outbox.sentTraits() == visible)
             try loop.outbox.send(TagProgram.payload(1), to: loop.destination)
@@ -1180,7 +1257,7 @@ extension Guest {
           }
           try asUser {
             #expect(try loop.outbox.sentTraits() == traits)
-            try loop.outbox.setSentTraits(Traits())
+            try loop.outbox.insistOnSentTraits(Traits())
           }
           try loop.outbox.send(TagProgram.payload(2), to: loop.destination)
           try loop.expect(TagProgram.payload(2), Traits())
@@ -1231,7 +1308,7 @@ extension Guest {
         let kept = try Traits([(ids[1], Guest.value(.bytes8, 2))])
         var both = kept
         try both.setBytes(Guest.value(.bytes4, 1), for: ids[0])
-        try loop.outbox.setSentTraits(both)
+        try loop.outbox.insistOnSentTraits(both)
         var registry = try RegistryConnection()
         let removed = try registry.remove(ids[0])
         #expect(try loop.outbox.sentTraits() == kept)
@@ -1249,7 +1326,7 @@ extension Guest {
         try all.setBytes(Guest.value(.bytes4, 9), for: ids[0])
         try loop.outbox.send(TagProgram.payload(3), to: loop.destination, traits: own)
         try loop.expect(TagProgram.payload(3), all)
-        try loop.outbox.setSentTraits(both)
+        try loop.outbox.insistOnSentTraits(both)
         #expect(try loop.outbox.sentTraits() == both)
       }
     }

@@ -180,3 +180,46 @@ test_there_are_two_lists() {
 	ends 64
 	says "what is '--some'?"
 }
+
+# sites LIST: file, the text to leave out, and the test, separated by tabs
+sites() {
+	awk -F ' [|] ' -v OFS='\t' '!/^#/ && NF { file = $2; text = $4; test = $5
+		gsub(/ /, "", file); sub(/ => .*/, "", text); sub(/^ */, "", test); print file, text, test }' \
+		"$SOURCE_ROOT/qemu/mutations/$1.sites"
+}
+
+test_every_site_of_the_lists_is_in_the_series() {
+	local list file text test count=0 missing=0
+	# What the series adds to each file: "file: line"
+	awk '/^\+\+\+ b\// { file = substr($0, 7) } /^\+[^+]/ { print file ": " substr($0, 2) }' \
+		"$SOURCE_ROOT"/kernel-patches/linux-6.12/*.patch >"$WORK/added"
+	for list in kunit guest; do
+		while IFS=$'\t' read -r file text test; do
+			count=$((count + 1))
+			grep -F "$file: " "$WORK/added" | grep -F -- "$text" >/dev/null || {
+				missing=$((missing + 1))
+				echo "$list.sites: the series does not add '$text' to $file"
+			}
+		done < <(sites $list)
+	done
+	echo "$count sites"
+	[ "$count" -ge 100 ] && [ $missing -eq 0 ]
+}
+
+test_every_test_that_the_lists_name_exists() {
+	local test missing=0
+	while read -r test; do
+		grep -qE "^\+static void $test\(struct kunit " "$SOURCE_ROOT"/kernel-patches/linux-6.12/*.patch || {
+			missing=$((missing + 1))
+			echo "kunit.sites names no case: $test"
+		}
+	done < <(sites kunit | cut -f 3 | sort -u)
+	while IFS=/ read -r suite test; do
+		grep -rlE "struct $suite[ :{]" "$SOURCE_ROOT/Tests/GuestTests" | xargs -r grep -hoE "func [A-Za-z0-9]+" |
+			grep -xF "func $test" >/dev/null || {
+			missing=$((missing + 1))
+			echo "guest.sites names no test: $suite/$test"
+		}
+	done < <(sites guest | cut -f 3 | sed 's/ : .*//' | sort -u)
+	[ $missing -eq 0 ]
+}
