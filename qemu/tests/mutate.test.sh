@@ -215,7 +215,7 @@ test_every_test_that_the_lists_name_exists() {
 		}
 	done < <(sites kunit | cut -f 3 | sort -u)
 	while IFS=/ read -r suite test; do
-		grep -rlE "struct $suite[ :{]" "$SOURCE_ROOT/Tests/GuestTests" | xargs -r grep -hoE "func [A-Za-z0-9]+" |
+		grep -rlE "struct ${suite}[ :{]" "$SOURCE_ROOT/Tests/GuestTests" | xargs -r grep -hoE "func [A-Za-z0-9]+" |
 			grep -xF "func $test" >/dev/null || {
 			missing=$((missing + 1))
 			echo "guest.sites names no test: $suite/$test"
