@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: MIT
 /*
  * traits-fuzz [--calls N] [--seconds N] [--threads N] [--seed N] [--user UID]: calls setsockopt(),
  * getsockopt(), sendmsg() and recvmsg() (and their forms for many messages) with traits, with
