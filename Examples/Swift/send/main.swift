@@ -12,14 +12,19 @@ guard arguments.count == 5, let port = UInt16(arguments[2]),
   let value = UInt64(arguments[4])
 else {
   print("usage: send ADDRESS PORT NAME VALUE")
-  exit(64)
+  exit(EXIT_FAILURE)
 }
 
-var registry = try RegistryConnection()
-let key = try registry.key(named: arguments[3], as: UInt64.self)
-var traits = Traits()
-try traits.set(value, for: key)
+do {
+  var registry = try RegistryConnection()
+  let key = try registry.key(named: arguments[3], as: UInt64.self)
+  var traits = Traits()
+  try traits.set(value, for: key)
 
-let socket = try UDPSocket(destination.family)
-let payload = [UInt8]("hello".utf8)
-try socket.send(payload.span.bytes, to: destination, traits: traits)
+  let socket = try UDPSocket(destination.family)
+  let payload = [UInt8]("hello".utf8)
+  try socket.send(payload.span.bytes, to: destination, traits: traits)
+} catch {
+  print("send: \(error)")
+  exit(EXIT_FAILURE)
+}
