@@ -66,6 +66,21 @@ let package = Package(
       name: "traits-attempt", dependencies: ["CTraits"], path: "qemu/programs/attempt"),
     .executableTarget(name: "plain-server", path: "qemu/programs/server"),
 
+    // Those of docs/man/traits.7.
+    .executableTarget(name: "example-key", dependencies: ["CTraits"], path: "Examples/C/key"),
+    .executableTarget(name: "example-receive", dependencies: ["CTraits"], path: "Examples/C/receive"),
+    .executableTarget(name: "example-send", dependencies: ["CTraits"], path: "Examples/C/send"),
+    .executableTarget(
+      name: "example-swift-receive",
+      dependencies: ["PacketTraits", "TraitRegistry"],
+      path: "Examples/Swift/receive",
+      swiftSettings: strict),
+    .executableTarget(
+      name: "example-swift-send",
+      dependencies: ["PacketTraits", "TraitRegistry"],
+      path: "Examples/Swift/send",
+      swiftSettings: strict),
+
     // Random numbers for tests, the same for the same seed.
     .target(name: "SeededRandom", path: "Tests/SeededRandom", swiftSettings: strict),
 
@@ -92,8 +107,9 @@ let package = Package(
     .testTarget(
       name: "GuestTests",
       dependencies: [
-        "CTraits", "CNetworkLab", "NetworkLab", "PacketTraits", "TraitRegistry", "plain-server",
-        "traitctl", "traits-attempt", "traits-demo", "traits-fuzz", system,
+        "CTraits", "CNetworkLab", "NetworkLab", "PacketTraits", "TraitRegistry", "example-key",
+        "example-receive", "example-send", "example-swift-receive", "example-swift-send",
+        "plain-server", "traitctl", "traits-attempt", "traits-demo", "traits-fuzz", system,
         .product(name: "NIOConcurrencyHelpers", package: "swift-nio"),
         .product(name: "NIOCore", package: "swift-nio"),
         .product(name: "NIOPosix", package: "swift-nio"),

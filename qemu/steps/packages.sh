@@ -13,8 +13,8 @@ PACKAGES=(
 	ethtool nftables wireguard-tools
 	# the Swift package and the BPF programs
 	libbpf-dev libmnl-dev linux-libc-dev pkg-config
-	# the harness's own tests
-	shellcheck
+	# the harness's own tests: of shell files, of the manual page
+	shellcheck groff-base
 )
 
 # missing_packages: names, one a line
