@@ -13,7 +13,8 @@ extension Guest {
       for line in output.split(separator: "\n").dropFirst() where !line.hasPrefix("compared") {
         let words = line.split(separator: " ")
         try #require(words.count == 3, "\(line)")
-        outcomes[String(words[0]), default: [:]][String(words[1])] = try #require(Int(String(words[2])))
+        let number = Int(words[2])
+        outcomes[String(words[0]), default: [:]][String(words[1])] = try #require(number, "\(line)")
       }
       return outcomes
     }
