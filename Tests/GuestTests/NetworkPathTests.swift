@@ -305,8 +305,9 @@ extension Guest {
               }
             }
             // The one that comes last takes the place of the first, by a clone, so that two
-            // stores leave the headroom.
-            let evicted: UInt64 = isReversed ? 0 : 10
+            // stores leave the headroom. A kernel that puts a seal behind each store has no
+            // room for a full one there.
+            let evicted: UInt64 = count == 12 && Guest.profile == "debug" ? 15 : isReversed ? 0 : 10
             #expect(
               changes == .only(set: 15, discarded: 15, allocated: evicted, evicted: evicted),
               "\(isReversed ? "the last one first" : "in order")")

@@ -642,7 +642,8 @@ extension Guest {
         try pass(4)
         let before = try settled { _ in false }
         let changes = try Guest.changes { try pass(40) }
-        #expect(changes.set >= 40 * 6)
+        // Six each if the socket gives them, of which one cannot be read from memory; without, five.
+        #expect(Guest.storesMayFail ? changes.set >= 220 : changes.set == 220)
         let after = try settled { $0 == before }
         #expect(after == before)
       }
