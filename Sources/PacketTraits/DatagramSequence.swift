@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 
+internal import CTraits
+internal import Glibc
 internal import Synchronization
 public import SystemPackage
 
@@ -201,8 +203,8 @@ extension FileDescriptor {
   /// The datagrams that come to this socket, with those traits that
   /// ``setReceivedTraits(_:)`` asked for.
   ///
-  /// For datagram sockets of any kind. Whether the socket is nonblocking does not
-  /// matter, and is not changed.
+  /// For datagram and raw sockets over IPv4 and IPv6, and packet sockets. Whether
+  /// the socket is nonblocking does not matter, and is not changed.
   ///
   /// What the queue holds is the sequence's and goes with it: who breaks out of a
   /// loop and wants the rest keeps the sequence and iterates over it anew,
@@ -223,12 +225,29 @@ extension FileDescriptor {
   ///   - payloadCapacity: How many bytes of a datagram's payload there is room
   ///     for: by default those of any UDP datagram. Memory is used for what
   ///     arrives, at most the product of both numbers.
-  /// - Throws: `EBADF`, `EMFILE`, `EAGAIN` if the thread that waits for all
-  ///   sockets cannot be made.
+  /// - Throws: `EBADF`; `ENOTSOCK`; `EOPNOTSUPP` if the socket is of another kind: a
+  ///   stream has no datagrams, and with those of a Unix socket can come descriptors
+  ///   (unix(7), `SCM_RIGHTS`) that nobody would close; `EMFILE`, `EAGAIN` if the
+  ///   thread that waits for all sockets cannot be made.
   public func datagrams(
     queueCapacity: Int = 16, payloadCapacity: Int = 65_535
   ) throws(Errno) -> DatagramSequence {
-    try DatagramSequence(self, queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
+    let (domain, type) = (try socketOption(SO_DOMAIN), try socketOption(SO_TYPE))
+    guard
+      [AF_INET, AF_INET6, AF_PACKET].contains(domain),
+      [Int32(SOCK_DGRAM.rawValue), Int32(SOCK_RAW.rawValue)].contains(type)
+    else { throw .notSupportedOnSocket }
+    return try DatagramSequence(self, queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
+  }
+}
+
+extension FileDescriptor {
+  /// - Throws: `EBADF`, `ENOTSOCK`.
+  private func socketOption(_ name: Int32) throws(Errno) -> Int32 {
+    var value: Int32 = 0
+    var length = socklen_t(MemoryLayout.size(ofValue: value))
+    guard getsockopt(rawValue, SOL_SOCKET, name, &value, &length) == 0 else { throw Errno.current }
+    return value
   }
 }
 

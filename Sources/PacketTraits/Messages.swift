@@ -34,10 +34,11 @@ public struct MessageFlags: OptionSet, Hashable, Sendable {
   /// call without this flag (udp(7), `UDP_CORK`). It has the traits of the call
   /// that began it, and what a later call says of them must be the same.
   ///
-  /// A call that fails discards the pieces before it, also for lack of room
-  /// (`EAGAIN`) or memory (`ENOBUFS`): the datagram is to be begun anew. Only one
-  /// that is refused for its traits (`EINVAL`, `ENOENT`, `EPERM`) leaves them as
-  /// they are; over IPv4 also one with more than 65,535 bytes (`EMSGSIZE`).
+  /// A call that fails discards the pieces before it, also for lack of room or
+  /// memory (`ENOBUFS`): the datagram is to be begun anew. Only one that is refused
+  /// for its traits (`EINVAL`, `ENOENT`, `EPERM`) leaves them as they are; over IPv4
+  /// also one with more than 65,535 bytes (`EMSGSIZE`). The first piece alone waits
+  /// for room, or fails for it (`EAGAIN`): `__ip_append_data()`, net/ipv4/ip_output.c.
   ///
   /// The corresponding C constant is `MSG_MORE`.
   public static var more: MessageFlags { MessageFlags(rawValue: Int32(MSG_MORE)) }

@@ -22,6 +22,8 @@ public struct ReceiveBatch: ~Copyable, @unchecked Sendable {
   private let headers: UnsafeMutablePointer<ctraits_mmsghdr>
   private let vectors: UnsafeMutablePointer<iovec>
   private let sources: UnsafeMutablePointer<sockaddr_storage>
+  // Cleared when they are made: not all that the kernel counts it writes (MSG_TRUNC
+  // of a stream), and nobody is to see what was in this memory before.
   private let payloads: UnsafeMutableRawPointer
   private let controls: UnsafeMutableRawPointer
 
@@ -57,8 +59,11 @@ public struct ReceiveBatch: ~Copyable, @unchecked Sendable {
     headers = .allocate(capacity: capacity)
     vectors = .allocate(capacity: capacity)
     sources = .allocate(capacity: capacity)
-    payloads = .allocate(byteCount: max(capacity * payloadCapacity, 1), alignment: 16)
-    controls = .allocate(byteCount: max(capacity * self.controlCapacity, 1), alignment: 16)
+    guard let payloads = calloc(capacity, max(payloadCapacity, 1)),
+      let controls = calloc(capacity, max(self.controlCapacity, 1))
+    else { fatalError("no memory for a batch of \(capacity) datagrams") }
+    self.payloads = payloads
+    self.controls = controls
     sources.initialize(repeating: sockaddr_storage(), count: capacity)
     headers.initialize(repeating: ctraits_mmsghdr(), count: capacity)
     for index in 0..<capacity {
@@ -71,8 +76,8 @@ public struct ReceiveBatch: ~Copyable, @unchecked Sendable {
     headers.deallocate()
     vectors.deallocate()
     sources.deallocate()
-    payloads.deallocate()
-    controls.deallocate()
+    free(payloads)
+    free(controls)
   }
 
   /// Receives as many as there are and there is room for.
@@ -174,7 +179,7 @@ extension FileDescriptor {
   /// form: waits for the first, and takes with it those that are there.
   ///
   /// For datagram sockets: a TCP socket throws the bytes away (tcp(7),
-  /// `MSG_TRUNC`).
+  /// `MSG_TRUNC`), and the batch does not have them.
   ///
   /// The corresponding C function is `recvmmsg`, with `MSG_WAITFORONE` and
   /// `MSG_TRUNC`, so that ``ReceivedMessage/messageLength`` is that of the whole

@@ -188,7 +188,8 @@ extension UDPSocket {
   /// - Returns: Of each datagram how many bytes of payload were sent, or the
   ///   error, as ``send(_:to:traits:flags:)`` throws it.
   /// - Throws: ``TraitError/Code/unsupportedKernel`` if there are datagrams with
-  ///   traits, and there are no packet traits. Then nothing was sent.
+  ///   traits, and there are no packet traits; ``TraitError/Code/systemCall`` if
+  ///   that cannot be found out (getsockopt(2)). Then nothing was sent.
   public func send(
     _ batch: SendBatch, flags: MessageFlags = []
   ) throws(TraitError) -> [Result<Int, TraitError>] {

@@ -121,9 +121,10 @@ final class SocketReadiness: Sendable {
 
   /// To be called when there is nothing to receive, before ``wait(since:)``.
   ///
-  /// As long as there is something in a socket's queue of errors, which is not
-  /// for us to read, epoll(7) says that the socket is ready. Then only what
-  /// changes is waited for.
+  /// As long as there is something in a socket's queue of errors, or in the ring of a
+  /// packet socket (packet(7), `PACKET_RX_RING`), which are not for us to read, epoll(7)
+  /// says that the socket is ready. Then only what changes is waited for. So it is if
+  /// something came just now, which costs nothing but a few waits that end in vain.
   ///
   /// - Returns: Whether something can come: false if the socket is shut down for
   ///   receiving (shutdown(2)), and no wait would ever end with something. What
@@ -134,7 +135,7 @@ final class SocketReadiness: Sendable {
     guard poll(&socket, 1, 0) > 0 else { return true }
     let found = Int32(socket.revents)
     guard found & (POLLHUP | CTRAITS_POLLRDHUP) == 0 else { return false }
-    if found & (POLLIN | POLLERR) == POLLERR { try tellChanges() }
+    if found & (POLLIN | POLLERR) != 0 { try tellChanges() }
     return true
   }
 

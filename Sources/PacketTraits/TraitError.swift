@@ -34,8 +34,9 @@ extension TraitError {
 
     /// This kernel has no packet traits.
     ///
-    /// The corresponding error is `ENOPROTOOPT` at a socket, or that there is
-    /// no generic netlink family of the name `traits`.
+    /// The corresponding error is `ENOPROTOOPT` at a socket, or `EOPNOTSUPP` of
+    /// getsockopt(2) over IPv4, or that there is no generic netlink family of the
+    /// name `traits`.
     public static var unsupportedKernel: Code { Code(storage: .unsupportedKernel) }
 
     /// A socket whose packets are not given traits, or one that is not of UDP

@@ -17,7 +17,8 @@ public import SystemPackage
 /// print(try datagram.traits.value(for: flow) ?? 0)
 /// ```
 ///
-/// Descriptors are close-on-exec. For a socket that somebody else owns, the
+/// Descriptors that it makes are close-on-exec; one that it takes over stays as it
+/// is. For a socket that somebody else owns, the
 /// system calls that deal in traits are in an extension of `FileDescriptor`.
 ///
 /// What any UDP socket can do throws `Errno`, what has to do with traits throws

@@ -76,8 +76,9 @@ public struct TraitStatistics: Hashable, Sendable {
   /// Stores lost for lack of memory.
   public let lost: UInt64
 
-  /// Makes statistics, as differences and sums do.
-  public init(
+  // Not public, as there will be more counters. One that is added must be optional: the
+  // kernels before do not give it, and none is not 0.
+  package init(
     set: UInt64, copied: UInt64, discarded: UInt64, scrubbed: UInt64, allocated: UInt64,
     evicted: UInt64, lost: UInt64
   ) {

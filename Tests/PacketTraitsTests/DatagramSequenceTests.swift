@@ -491,6 +491,63 @@ struct DatagramSequenceTests {
     try await waiting.value
   }
 
+  @Test("are of sockets that have datagrams, and of no others")
+  func kinds() throws {
+    func closing(_ body: (Int32, Int32) throws -> Void, _ descriptors: [Int32]) rethrows {
+      defer { for descriptor in descriptors { close(descriptor) } }
+      try body(descriptors[0], descriptors[1])
+    }
+    func pair(_ type: __socket_type) throws -> [Int32] {
+      var pair: [Int32] = [-1, -1]
+      try #require(socketpair(AF_UNIX, Int32(type.rawValue), 0, &pair) == 0)
+      return pair
+    }
+    for type in [SOCK_DGRAM, SOCK_STREAM] {
+      try closing({ first, _ in
+        #expect(throws: Errno.notSupportedOnSocket) { try FileDescriptor(rawValue: first).datagrams() }
+      }, pair(type))
+    }
+    let stream = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+    defer { close(stream) }
+    #expect(throws: Errno.notSupportedOnSocket) { try FileDescriptor(rawValue: stream).datagrams() }
+    var ends: [Int32] = [-1, -1]
+    try #require(pipe(&ends) == 0)
+    closing({ first, _ in
+      #expect(throws: Errno.notSocket) { try FileDescriptor(rawValue: first).datagrams() }
+    }, ends)
+    #expect(throws: Errno.badFileDescriptor) { try FileDescriptor(rawValue: -1).datagrams() }
+  }
+
+  @Test("wait for a datagram, not for what is in the ring of a packet socket", .enabled(if: geteuid() == 0, "needs CAP_NET_RAW"))
+  func ring() async throws {
+    // SOL_PACKET, PACKET_RX_RING, struct tpacket_req; all frames
+    let ring = socket(AF_PACKET, Int32(SOCK_DGRAM.rawValue), Int32(UInt16(3).bigEndian))
+    try #require(ring >= 0, "errno \(errno)")
+    defer { close(ring) }
+    let request: [UInt32] = [4096, 1, 2048, 2]
+    try #require(setsockopt(ring, 263, 5, request, 16) == 0, "errno \(errno)")
+    let inbox = try loopbackSocket()
+    try send([1], to: try inbox.localAddress())
+    var polled = pollfd(fd: ring, events: Int16(POLLIN), revents: 0)
+    try #require(poll(&polled, 1, 10_000) == 1)
+
+    let readiness = try SocketReadiness(duplicating: FileDescriptor(rawValue: ring))
+    let waits = Notes()
+    let waiting = Task {
+      while !Task.isCancelled {
+        let generation = readiness.generation
+        #expect(try readiness.foundNothing())
+        try await readiness.wait(since: generation)
+        waits.add(0)
+      }
+    }
+    try await until { waits.count > 0 }
+    try await Task.sleep(for: .milliseconds(100))
+    #expect(waits.count < 10, "it was woken for nothing, again and again")
+    waiting.cancel()
+    try await waiting.value
+  }
+
   @Test("have a descriptor of their own, and close it")
   func ownership() async throws {
     func identity(_ descriptor: FileDescriptor) -> [UInt64]? {

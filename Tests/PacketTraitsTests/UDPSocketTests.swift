@@ -290,6 +290,38 @@ struct UDPSocketTests {
     #expect(cut.message.controlLength == 0)
   }
 
+  @Test("are not the only ones that fill a batch, which shows nothing of what was in memory before")
+  func batchMemory() throws {
+    // TCP counts bytes that it throws away (MSG_TRUNC), and writes none.
+    let server = try FileDescriptor.owned(socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0))
+    defer { try? server.close() }
+    var address = sockaddr_in()
+    address.sin_family = sa_family_t(AF_INET)
+    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+    var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+    let client = try FileDescriptor.owned(socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0))
+    defer { try? client.close() }
+    let isConnected = withUnsafeMutableBytes(of: &address) { bytes in
+      let address = bytes.assumingMemoryBound(to: sockaddr.self).baseAddress!
+      return bind(server.rawValue, address, length) == 0 && listen(server.rawValue, 1) == 0
+        && getsockname(server.rawValue, address, &length) == 0
+        && connect(client.rawValue, address, length) == 0
+    }
+    try #require(isConnected, "errno \(errno)")
+    let peer = try FileDescriptor.owned(accept(server.rawValue, nil, nil))
+    defer { try? peer.close() }
+    try client.writeAll([UInt8](repeating: 1, count: 64))
+
+    for _ in 0..<4 {
+      let used = try #require(malloc(3000))
+      memset(used, 0x53, 3000)
+      free(used)
+    }
+    var batch = ReceiveBatch(capacity: 1, payloadCapacity: 3000, controlCapacity: 0)
+    try peer.receiveMessages(into: &batch)
+    #expect(batch.payload(at: 0) == [UInt8](repeating: 0, count: 64))
+  }
+
   @Test("are close-on-exec")
   func closeOnExec() throws {
     let socket = try UDPSocket(.ipv4)
@@ -488,5 +520,12 @@ struct InternetAddressTests {
     ] {
       #expect(InternetAddress(host, port: 1) == nil, "\(host.debugDescription)")
     }
+  }
+}
+
+extension FileDescriptor {
+  fileprivate static func owned(_ number: Int32) throws(Errno) -> FileDescriptor {
+    guard number >= 0 else { throw Errno(rawValue: errno) }
+    return FileDescriptor(rawValue: number)
   }
 }
