@@ -503,22 +503,26 @@ struct DatagramSequenceTests {
       return pair
     }
     for type in [SOCK_DGRAM, SOCK_STREAM] {
-      try closing({ first, _ in
-        #expect(throws: Errno.notSupportedOnSocket) { try FileDescriptor(rawValue: first).datagrams() }
-      }, pair(type))
+      try closing(
+        { first, _ in
+          #expect(throws: Errno.notSupportedOnSocket) { try FileDescriptor(rawValue: first).datagrams() }
+        }, pair(type))
     }
     let stream = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
     defer { close(stream) }
     #expect(throws: Errno.notSupportedOnSocket) { try FileDescriptor(rawValue: stream).datagrams() }
     var ends: [Int32] = [-1, -1]
     try #require(pipe(&ends) == 0)
-    closing({ first, _ in
-      #expect(throws: Errno.notSocket) { try FileDescriptor(rawValue: first).datagrams() }
-    }, ends)
+    closing(
+      { first, _ in
+        #expect(throws: Errno.notSocket) { try FileDescriptor(rawValue: first).datagrams() }
+      }, ends)
     #expect(throws: Errno.badFileDescriptor) { try FileDescriptor(rawValue: -1).datagrams() }
   }
 
-  @Test("wait for a datagram, not for what is in the ring of a packet socket", .enabled(if: geteuid() == 0, "needs CAP_NET_RAW"))
+  @Test(
+    "wait for a datagram, not for what is in the ring of a packet socket",
+    .enabled(if: geteuid() == 0, "needs CAP_NET_RAW"))
   func ring() async throws {
     // SOL_PACKET, PACKET_RX_RING, struct tpacket_req; all frames
     let ring = socket(AF_PACKET, Int32(SOCK_DGRAM.rawValue), Int32(UInt16(3).bigEndian))
