@@ -130,6 +130,9 @@ enum Border: String, CaseIterable, CustomTestStringConvertible, Sendable {
   /// before the device sees it.
   fileprivate var isEnd: Bool { self == .l2tp }
 
+  /// Whether it needs memory of the kind that stores outside of the headroom need.
+  fileprivate var isSecured: Bool { [.xfrm, .vti, .vti6].contains(self) }
+
   /// Whether the datagrams' other end is that of the cable.
   fileprivate var isRouted: Bool { [.ipvlanL3, .ipvlanL3S, .netkit].contains(self) }
 
@@ -153,7 +156,9 @@ enum Border: String, CaseIterable, CustomTestStringConvertible, Sendable {
       "xfrm state add src \(far) dst \(near) proto esp spi \(spi.in) reqid 1 mode tunnel flag af-unspec "
         + "aead rfc4106(gcm(aes)) \(secret) 128 \(states)",
     ]
-    for (mine, other) in [("10.88.0.\(host)/32", "10.88.0.\(peer)/32"), ("fd88::\(host)/128", "fd88::\(peer)/128")] {
+    for (mine, other) in [
+      ("10.88.0.\(host)/32", "10.88.0.\(peer)/32"), ("fd88::\(host)/128", "fd88::\(peer)/128"),
+    ] {
       lines += [
         "xfrm policy add src \(mine) dst \(other) dir out \(policies) tmpl src \(near) dst \(far) \(template)",
         "xfrm policy add src \(other) dst \(mine) dir in \(policies) tmpl src \(far) dst \(near) \(template)",
@@ -169,7 +174,8 @@ enum Border: String, CaseIterable, CustomTestStringConvertible, Sendable {
     var isAddressed = true
     switch self {
     case .vlan:
-      try row.outside.ip(lines: ["link add link \(far.interface) name over type vlan id 5"] + Row.configure(1))
+      try row.outside.ip(
+        lines: ["link add link \(far.interface) name over type vlan id 5"] + Row.configure(1))
       try row.host.ip(lines: ["link add link \(near.interface) name over type vlan id 5", to])
     case .macvlan, .ipvlanL2:
       let type = self == .macvlan ? "macvlan mode bridge" : "ipvlan mode l2"
@@ -282,14 +288,15 @@ extension Guest {
       let tag = try ScriptProgram(border.incoming, pair.setting)
       try tag.program.attach(to: row.cable.receiver)
       let changes = try pass(
-        outbox, destination, inbox, pair, doubles: border.doubles, "in, \(route)")
+        outbox, destination, inbox, pair, border, "in, \(route)")
+      // Those whose store found no memory have nothing left to be scrubbed.
       if case .port(Guest.port) = border.incoming {
         #expect(changes.set == 5, "\(route)")
-        #expect(changes.scrubbed == 5, "\(route)")
+        #expect(changes.scrubbed + changes.lost == 5, "\(route)")
       } else {
         // Tagged by its type, or in its tunnel, is whatever else the machine sends.
         #expect(changes.set >= 5, "\(route)")
-        #expect(changes.scrubbed >= 5, "\(route)")
+        #expect(changes.scrubbed + changes.lost >= 5, "\(route)")
       }
       try tag.program.detach()
     }
@@ -306,12 +313,21 @@ extension Guest {
       let seen = try SkbProgram(.classifier, border.outgoing, pair.looking)
       try seen.attach(to: row.cable.receiver, .egress)
       let changes = try pass(
-        outbox, destination, inbox, pair, doubles: border.doubles, isEnd: border.isEnd, "out, \(route)")
-      #expect(changes.set == 5, "\(route)")
-      // A ring takes a copy each way.
-      #expect(changes.scrubbed == (border.isEnd ? 0 : border == .hsr ? 10 : 5), "\(route)")
-      #expect(try seen.results().runs == (border.isEnd ? 0 : 5), "\(route)")
-      #expect(try border.isEnd || pair.isScrubbed(seen.results()), "\(route)")
+        outbox, destination, inbox, pair, border, isOutward: true, "out, \(route)")
+      let results = try seen.results()
+      if Guest.storesMayFail {
+        // One that was seen with what it has to have arrived with it; others were lost on their
+        // way, or never given anything.
+        #expect(changes.scrubbed <= changes.set * (border == .hsr ? 2 : 1), "\(route)")
+        #expect(results.runs <= changes.set, "\(route)")
+        #expect(results.runs == 0 || pair.isScrubbed(results), "\(route)")
+      } else {
+        #expect(changes.set == 5, "\(route)")
+        // A ring takes a copy each way.
+        #expect(changes.scrubbed == (border.isEnd ? 0 : border == .hsr ? 10 : 5), "\(route)")
+        #expect(results.runs == (border.isEnd ? 0 : 5), "\(route)")
+        #expect(border.isEnd || pair.isScrubbed(results), "\(route)")
+      }
       try seen.detach()
       try tag.detach()
     }
@@ -319,19 +335,27 @@ extension Guest {
     /// Five datagrams, each of which arrives with the key that crosses.
     private func pass(
       _ outbox: borrowing UDPSocket, _ destination: InternetAddress, _ inbox: borrowing UDPSocket,
-      _ pair: Pair, doubles: Bool, isEnd: Bool = false, _ comment: Comment
+      _ pair: Pair, _ border: Border, isOutward: Bool = false, _ comment: Comment
     ) throws -> TraitStatistics {
+      let right = isOutward && border.isEnd ? Traits() : try pair.scrubbed
+      var passages = Passages()
       let before = try Guest.statistics()
       for sequence in 0..<5 as Range<UInt32> {
         let payload = TagProgram.payload(sequence, length: 100)
+        if border.isSecured {
+          let arrival = try Guest.passage(of: payload, from: outbox, to: destination, into: inbox).arrival
+          #expect(arrival.payload == payload, comment)
+          try passages.expect(arrival, right, comment)
+          continue
+        }
         try outbox.send(payload, to: destination)
         var arrival = try inbox.arrival()
-        for _ in 0..<10 where doubles && arrival.payload != payload { arrival = try inbox.arrival() }
+        for _ in 0..<10 where border.doubles && arrival.payload != payload { arrival = try inbox.arrival() }
         #expect(arrival.payload == payload, comment)
-        #expect(try arrival.traits == (isEnd ? Traits() : pair.scrubbed), comment)
+        try passages.expect(arrival, right, comment)
       }
       let changes = try Guest.statistics() - before
-      #expect(changes.lost == 0, comment)
+      #expect(changes.lost == 0 || Guest.storesMayFail, comment)
       #expect(changes.discarded == 0, comment)
       return changes
     }
@@ -378,6 +402,7 @@ extension Guest {
           try tag.program.attach(to: row.cable.receiver)
           let inbox = try row.inside.inbox(.ipv4, [pair.local, pair.crossing])
           let other = try row.host.inbox(.ipv4, [pair.local, pair.crossing])
+          var passages = Passages()
           let changes = try Guest.changes {
             for sequence in 0..<5 as Range<UInt32> {
               let payload = TagProgram.payload(sequence)
@@ -388,16 +413,16 @@ extension Guest {
                 outOf: row.cable.sender.interface)
               let arrival = try inbox.arrival()
               #expect(arrival.payload == payload)
-              #expect(try arrival.traits == pair.scrubbed)
+              try passages.expect(arrival, pair.scrubbed)
               let original = try other.arrival()
               #expect(original.payload == payload)
-              #expect(
-                try original.traits
-                  == Traits([(pair.local, pair.localValue), (pair.crossing, pair.crossingValue)]))
+              try passages.expect(
+                original, Traits([(pair.local, pair.localValue), (pair.crossing, pair.crossingValue)]))
             }
           }
           // The copy and the original shared an extension until one of them was scrubbed.
-          #expect(changes == .only(set: 5, scrubbed: 5, allocated: 10, evicted: 5))
+          Guest.expectChanges(changes, .only(set: 5, scrubbed: 5, allocated: 10, evicted: 5))
+          #expect((passages.lost > 0) == (changes.lost > 0))
           try tag.program.detach()
         }
       }
@@ -444,6 +469,7 @@ extension Guest {
           let inbox = try row.inside.inbox(route, [pair.local, pair.crossing])
           let from = route == .ipv6 ? "fd77:3::99" : "10.77.3.99"
           let to = route == .ipv6 ? cable.receiver.ipv6 : cable.receiver.ipv4
+          var passages = Passages()
           let changes = try Guest.changes {
             for sequence in 0..<5 as Range<UInt32> {
               let payload = TagProgram.payload(sequence)
@@ -454,15 +480,16 @@ extension Guest {
                 outOf: row.cable.sender.interface)
               let arrival = try inbox.arrival()
               #expect(arrival.payload == payload)
-              #expect(try arrival.traits == pair.scrubbed)
+              try passages.expect(arrival, pair.scrubbed)
             }
           }
           // Generic XDP needs more headroom than a socket leaves: copied with the packet, the
           // store moves to where XDP has it.
-          #expect(
-            changes
-              == (redirection == .genericMap
-                ? .only(set: 5, copied: 10, scrubbed: 5, allocated: 5) : .only(set: 5, scrubbed: 5)))
+          Guest.expectChanges(
+            changes,
+            redirection == .genericMap
+              ? .only(set: 5, copied: 10, scrubbed: 5, allocated: 5) : .only(set: 5, scrubbed: 5))
+          #expect(changes.lost == passages.lost)
           try idle.program.detach()
           try through.detach()
           try tag.program.detach()
@@ -493,6 +520,7 @@ extension Guest {
           // Had it taken the tunnel there would be a datagram for the tunnel's port.
           let tunnel = try SkbProgram(.classifier, port: 4789, [])
           try tunnel.attach(to: "lo", in: row.host, .ingress)
+          var passages = Passages()
           let changes = try Guest.changes {
             for sequence in 0..<5 as Range<UInt32> {
               // As a bridge would send it: a packet that has a route is not received.
@@ -503,11 +531,12 @@ extension Guest {
                 outOf: "over")
               let arrival = try inbox.arrival()
               #expect(arrival.payload == TagProgram.payload(sequence))
-              #expect(try arrival.traits == pair.scrubbed)
+              try passages.expect(arrival, pair.scrubbed)
             }
           }
-          #expect(changes.set == 5)
-          #expect(changes.scrubbed == 5)
+          #expect(changes.set == 5 || Guest.storesMayFail)
+          #expect(changes.scrubbed + changes.lost == changes.set)
+          #expect(changes.scrubbed == passages.complete)
           #expect(try tunnel.results().runs == 0)
           try tunnel.detach()
           try tag.detach()
@@ -531,16 +560,29 @@ extension Guest {
           // struct can_frame: identifier, length, eight bytes
           let frame: [UInt8] = [0x23, 0x01, 0, 0, 8, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]
           let changes = try Guest.changes {
-            for _ in 0..<5 { try row.host.send(frame: frame, outOf: "near", type: 0x000c) }
-            try awaitRuns(seen, 5)
+            try Guest.send(until: seen) { _ in
+              try row.host.send(frame: frame, outOf: "near", type: 0x000c)
+            }
           }
           #expect(pair.isScrubbed(try seen.results()))
-          #expect(changes.set == 5)
-          #expect(changes.scrubbed == 5)
-          #expect(changes.lost == 0)
+          expectScrubbed(changes)
           try seen.detach()
           try tag.detach()
         }
+      }
+    }
+
+    /// Five packets whose traits were scrubbed; more of them where stores may be lost.
+    private func expectScrubbed(
+      _ changes: TraitStatistics, sourceLocation: SourceLocation = #_sourceLocation
+    ) {
+      if Guest.storesMayFail {
+        #expect(changes.scrubbed >= 5, sourceLocation: sourceLocation)
+        #expect(changes.set >= changes.scrubbed, sourceLocation: sourceLocation)
+      } else {
+        #expect(changes.set == 5, sourceLocation: sourceLocation)
+        #expect(changes.scrubbed == 5, sourceLocation: sourceLocation)
+        #expect(changes.lost == 0, sourceLocation: sourceLocation)
       }
     }
 
@@ -567,7 +609,7 @@ extension Guest {
             try tag.attach(to: "over", in: row.inside, .egress)
           }
           let changes = try Guest.changes {
-            for sequence in 0..<5 as Range<UInt32> {
+            try Guest.send(until: seen) { sequence in
               if isBridged {
                 try row.inside.send(
                   frame: udpFrame(
@@ -581,12 +623,9 @@ extension Guest {
                   to: try #require(InternetAddress("10.88.0.1", port: Guest.port)))
               }
             }
-            try awaitRuns(seen, 5)
           }
           #expect(pair.isScrubbed(try seen.results()))
-          #expect(changes.set == 5)
-          #expect(changes.scrubbed == 5)
-          #expect(changes.lost == 0)
+          expectScrubbed(changes)
           try tag.detach()
           try seen.detach()
         }

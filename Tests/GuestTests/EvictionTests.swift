@@ -177,24 +177,25 @@ extension Guest {
         // The store of 200 bytes ends where the metadata begins.
         let tag = try ScriptProgram(port: Guest.port, [.adjustMeta(-16)] + setting(values))
         try tag.program.attach(to: cable.receiver)
-        let script = try SkbProgram(
-          .classifier, port: Guest.port,
+        let steps =
           [.pushVLAN(5), .pushVLAN(6), .writeMeta([UInt8](repeating: 0xff, count: 8)), .popVLAN, .popVLAN]
-            + ids.map { .get($0.rawValue) })
+          + ids.map { ScriptStep.get($0.rawValue) }
+        let script = try SkbProgram(.classifier, port: Guest.port, steps)
         try script.attach(to: cable.receiver, .ingress)
         let inbox = try cable.inbox(route, ids)
+        var packet = PacketModel(inHeadroom: values)
         let changes = try Guest.changes {
           try cable.outbox(route).send(TagProgram.payload(2), to: try cable.destination(route))
           let arrival = try inbox.arrival()
           #expect(arrival.payload == TagProgram.payload(2))
-          #expect(try arrival.traits == Traits(values))
+          let results = try script.results().steps
+          packet.leaveHeadroom(isLost: results[5].status == -ENOENT)
+          packet.expect(
+            results, of: steps, [0, 0, 0, 0, 0] + [Int32](repeating: 16, count: ids.count))
+          try packet.expect(arrival, Traits(values))
         }
         #expect(try tag.results().steps.map(\.status) == [Int32](repeating: 0, count: 12))
-        let steps = try script.results().steps
-        #expect(
-          steps.map(\.status) == [0, 0, 0, 0, 0] + [Int32](repeating: 16, count: ids.count))
-        #expect(steps.dropFirst(5).map(\.value) == values.map(\.1))
-        #expect(changes == .only(set: 1, allocated: 1, evicted: 1))
+        packet.expect(changes, .only(set: 1, allocated: 1, evicted: 1))
         try script.detach()
         try tag.program.detach()
       }
@@ -597,8 +598,9 @@ extension Guest {
             #expect(try arrival.traits == right, "\(count) values")
             if !Guest.storesMayFail {
               #expect(
-                try right == Traits(
-                  [(ids[0], fresh)] + values.dropFirst() + (count == 12 ? [] : [(ids[12], fresh)])))
+                try right
+                  == Traits(
+                    [(ids[0], fresh)] + values.dropFirst() + (count == 12 ? [] : [(ids[12], fresh)])))
             }
           }
           // Of those that were set, as there may not have been memory for all.

@@ -21,6 +21,76 @@ extension Guest {
     getenv("PACKET_TRAITS_PROFILE").map { String(cString: $0) } == "faults"
 }
 
+extension Guest {
+  /// Sends a datagram and receives it. IPsec needs memory of the same kind for its own purposes:
+  /// where that is made to be short it may drop a packet, and the datagram is sent once more.
+  ///
+  /// - Returns: What arrived, and how often it was sent: once if no allocation fails.
+  static func passage(
+    of payload: [UInt8], from outbox: borrowing UDPSocket, to destination: InternetAddress,
+    into inbox: borrowing UDPSocket
+  ) throws -> (arrival: Arrival, count: UInt64) {
+    guard storesMayFail else {
+      try outbox.send(payload, to: destination)
+      return (try inbox.arrival(), 1)
+    }
+    try inbox.setReceiveTimeout(.milliseconds(500))
+    defer { try? inbox.setReceiveTimeout(.seconds(10)) }
+    for count in 1...100 as ClosedRange<UInt64> {
+      try outbox.send(payload, to: destination)
+      // What came late of one before is passed over.
+      while let arrival = try? inbox.arrival() {
+        if arrival.payload == payload { return (arrival, count) }
+      }
+    }
+    throw LabError("a datagram to \(destination) was lost 100 times")
+  }
+
+  /// Sends five packets, and where stores are lost so many more that a program, which counts
+  /// those that still have theirs, has seen five of them.
+  static func send(until seen: SkbProgram, _ send: (UInt32) throws -> Void) throws {
+    for sequence in 0..<5 as Range<UInt32> { try send(sequence) }
+    for sequence in 5..<200 as Range<UInt32> where storesMayFail {
+      usleep(20_000)
+      guard try seen.results().runs < 5 else { break }
+      try send(sequence)
+    }
+    try awaitRuns(seen, 5, orMore: storesMayFail)
+  }
+
+  /// Expects what was counted. Where stores may fail no more than that, and `lost` at most as
+  /// often as memory was needed.
+  static func expectChanges(
+    _ changes: TraitStatistics, _ right: TraitStatistics, _ comment: @autoclosure () -> Comment? = nil,
+    sourceLocation: SourceLocation = #_sourceLocation
+  ) {
+    guard storesMayFail else {
+      #expect(changes == right, comment(), sourceLocation: sourceLocation)
+      return
+    }
+    let counters: [KeyPath<TraitStatistics, UInt64>] = [
+      \.set, \.copied, \.discarded, \.scrubbed, \.allocated, \.evicted,
+    ]
+    #expect(
+      counters.allSatisfy { changes[keyPath: $0] <= right[keyPath: $0] },
+      "\(changes), more than \(right)", sourceLocation: sourceLocation)
+    #expect(changes.lost <= right.allocated, comment(), sourceLocation: sourceLocation)
+  }
+}
+
+extension Command {
+  /// Runs a program, and again as long as it ends because memory is short, where it is made so.
+  static func insisting(_ arguments: [String]) throws -> Outcome {
+    var outcome = try Command(arguments).wait()
+    for _ in 0..<200 where Guest.storesMayFail && outcome.status != 0 {
+      let reasons = [ENOMEM, ENOBUFS].map { String(cString: strerror($0)) }
+      guard reasons.contains(where: outcome.errors.contains) else { break }
+      outcome = try Command(arguments).wait()
+    }
+    return outcome
+  }
+}
+
 /// Counts packets whose traits had to leave the headroom, by whether they did.
 struct Passages {
   private(set) var complete: UInt64 = 0

@@ -37,29 +37,36 @@ private struct Line {
   }
 
   /// Sends five datagrams that XDP tags at the router, and expects each with all values.
+  ///
+  /// - Returns: What was counted, and how many of them had their values.
   func pass(
     _ route: Guest.Route, to destination: InternetAddress, _ values: [(TraitID, [UInt8])], length: Int = 200
-  ) throws -> TraitStatistics {
+  ) throws -> (changes: TraitStatistics, complete: UInt64) {
     let inbox = try receiving.inbox(route, values.map(\.0))
     let outbox = try near.outbox(route)
     try awaitPassage(from: outbox, to: destination, inbox)
     let tag = try ScriptProgram(port: Guest.port, setting(values))
     try tag.program.attach(to: near.receiver)
+    var passages = Passages()
+    var count: UInt64 = 0
     let changes = try Guest.changes {
       for sequence in 0..<5 as Range<UInt32> {
         let payload = TagProgram.payload(sequence, length: length)
-        try outbox.send(payload, to: destination)
-        let arrival = try inbox.arrival()
-        #expect(arrival.payload == payload, "\(route), \(values.count) values")
-        #expect(try arrival.traits == Traits(values), "\(route), \(values.count) values")
+        let passage = try Guest.passage(of: payload, from: outbox, to: destination, into: inbox)
+        count += passage.count
+        #expect(passage.arrival.payload == payload, "\(route), \(values.count) values")
+        try passages.expect(passage.arrival, Traits(values), "\(route), \(values.count) values")
       }
     }
-    #expect(changes.set == 5, "\(route), \(values.count) values")
-    #expect(changes.lost == 0, "\(route), \(values.count) values")
+    #expect(changes.set == count, "\(route), \(values.count) values")
+    // Packets that did not arrive may have lost theirs before.
+    #expect(
+      count == 5 ? changes.lost == passages.lost : changes.lost >= passages.lost,
+      "\(route), \(values.count) values")
     #expect(changes.discarded == 0, "\(route), \(values.count) values")
     #expect(changes.scrubbed == 0, "\(route), \(values.count) values")
     try tag.program.detach()
-    return changes
+    return (changes, passages.complete)
   }
 }
 
@@ -101,10 +108,15 @@ extension Guest {
           // No datagram goes out in the clear.
           let seen = try SkbProgram(.classifier, .ipProtocol(50), values.map { .get($0.0.rawValue) })
           try seen.attach(to: line.far.sender, .egress)
-          let changes = try line.pass(route, to: try line.far.destination(route), values)
-          #expect(try seen.results().runs >= 5)
-          #expect(try seen.results().steps.map(\.value) == values.map(\.1))
-          #expect(changes == .only(set: 5, allocated: 5, evicted: 5))
+          let changes = try line.pass(route, to: try line.far.destination(route), values).changes
+          let results = try seen.results()
+          #expect(results.runs >= 5)
+          if !Guest.storesMayFail || results.steps[0].status == 16 {
+            #expect(results.steps.map(\.value) == values.map(\.1))
+          }
+          let right = TraitStatistics.only(set: changes.set, allocated: changes.set, evicted: changes.set)
+          #expect(changes.set == 5 || Guest.storesMayFail)
+          #expect(changes == right.losing(changes.lost))
           try seen.detach()
         }
       }
@@ -131,7 +143,8 @@ extension Guest {
           defer { unlink(path.string) }
           try namespace.run {
             let arguments = [
-              "wg", "set", "over", "listen-port", "\(5000 + number)", "private-key", path.string, "peer", peer,
+              "wg", "set", "over", "listen-port", "\(5000 + number)", "private-key", path.string, "peer",
+              peer,
               "allowed-ips", "0.0.0.0/0,::/0", "endpoint", "\(ends[1 - number].1.ipv4):\(5001 - number)",
             ]
             let outcome = try Command(arguments).wait()
@@ -149,9 +162,11 @@ extension Guest {
             try seen.attach(to: line.far.sender, .egress)
             let destination = try #require(
               InternetAddress(route == .ipv6 ? "fd88::2" : "10.88.0.2", port: Guest.port))
-            _ = try line.pass(route, to: destination, values)
-            #expect(try seen.results().runs == 5)
-            #expect(try seen.results().steps.dropFirst().map(\.value) == values.map(\.1))
+            let complete = try line.pass(route, to: destination, values).complete
+            let results = try seen.results()
+            #expect(results.runs == complete)
+            #expect(complete == 5 || Guest.storesMayFail)
+            if complete > 0 { #expect(results.steps.dropFirst().map(\.value) == values.map(\.1)) }
             try seen.detach()
           }
         }
@@ -177,15 +192,16 @@ extension Guest {
           }
           let inbox = try cable.inbox(route, values.map(\.0))
           let outbox = try cable.outbox(route)
+          var passages = Passages()
           let changes = try Guest.changes {
             for sequence in 0..<5 as Range<UInt32> {
               try outbox.send(TagProgram.payload(sequence), to: try cable.destination(route))
               let arrival = try inbox.arrival()
               #expect(arrival.payload == TagProgram.payload(sequence))
-              #expect(try arrival.traits == Traits(values))
+              try passages.expect(arrival, Traits(values))
             }
           }
-          #expect(changes == .only(set: 5, allocated: 5, evicted: 5))
+          #expect(changes == .only(set: 5, allocated: 5, evicted: 5).losing(passages.lost))
           try tag.program.detach()
         }
       }
@@ -219,7 +235,7 @@ extension Guest {
           try setOption(outbox, 17, 103, Int32(100))
           let payload = TagProgram.payload(1, length: 1000)
           for isTagged in [false, true] {
-              let tag = try ScriptProgram(port: Guest.port, isTagged ? setting(values) : [])
+            let tag = try ScriptProgram(port: Guest.port, isTagged ? setting(values) : [])
             try tag.program.attach(to: cable.receiver)
             let packets = try SkbProgram(.classifier, port: Guest.port, [])
             try packets.attach(to: cable.receiver, .ingress)
@@ -294,7 +310,8 @@ extension Guest {
           for isReversed in [false, true] {
             let changes = try Guest.changes {
               for number in 0..<5 {
-                let fragments = fragments(of: frame, each: 1400, number: UInt8(isReversed ? 10 + number : number))
+                let fragments = fragments(
+                  of: frame, each: 1400, number: UInt8(isReversed ? 10 + number : number))
                 #expect(fragments.count == 3)
                 for fragment in isReversed ? fragments.reversed() : fragments {
                   try cable.sender.namespace.send(frame: fragment, outOf: cable.sender.interface)
@@ -307,9 +324,11 @@ extension Guest {
             // The one that comes last takes the place of the first, by a clone, so that two
             // stores leave the headroom. A kernel that puts a seal behind each store has no
             // room for a full one there.
-            let evicted: UInt64 = count == 12 && Guest.profile == "debug" ? 15 : isReversed ? 0 : 10
+            let evicted: UInt64 = count == 12 && Guest.profile != "plain" ? 15 : isReversed ? 0 : 10
+            let lost = Guest.storesMayFail ? min(changes.lost, evicted) : 0
             #expect(
-              changes == .only(set: 15, discarded: 15, allocated: evicted, evicted: evicted),
+              changes
+                == .only(set: 15, discarded: 15 - lost, allocated: evicted, evicted: evicted).losing(lost),
               "\(isReversed ? "the last one first" : "in order")")
           }
           try tag.program.detach()
@@ -329,7 +348,8 @@ extension Guest {
         if isNewer {
           // Payload length, next header; the fragment's header: next header, offset in
           // bytes with the bit that tells of more, number
-          header.replaceSubrange(18..<21, with: [UInt8((part.count + 8) >> 8), UInt8((part.count + 8) & 0xff), 44])
+          header.replaceSubrange(
+            18..<21, with: [UInt8((part.count + 8) >> 8), UInt8((part.count + 8) & 0xff), 44])
           header += [17, 0, UInt8(offset >> 8), UInt8(offset & 0xff) | (isLast ? 0 : 1), 0, 0, 1, number]
         } else {
           // Total length, number; offset in units of 8 bytes with the bit that tells of more
@@ -339,7 +359,9 @@ extension Guest {
           header.replaceSubrange(
             20..<22, with: [UInt8(offset / 8 / 256) | (isLast ? 0 : 0x20), UInt8(offset / 8 & 0xff)])
           header.replaceSubrange(24..<26, with: [0, 0])
-          var sum = stride(from: 14, to: 34, by: 2).reduce(0) { $0 + Int(header[$1]) << 8 + Int(header[$1 + 1]) }
+          var sum = stride(from: 14, to: 34, by: 2).reduce(0) {
+            $0 + Int(header[$1]) << 8 + Int(header[$1 + 1])
+          }
           while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
           header.replaceSubrange(24..<26, with: [UInt8(~sum >> 8 & 0xff), UInt8(~sum & 0xff)])
         }
@@ -377,16 +399,23 @@ extension Guest {
           let tag = try ScriptProgram(port: Guest.port, setting(values))
           try tag.program.attach(to: line.near.receiver)
           let payload = TagProgram.payload(1, length: 1450)
+          var count: UInt64 = 0
           let changes = try Guest.changes {
             for _ in 0..<5 {
-              try outbox.send(payload, to: destination)
-              #expect(try inbox.arrival().payload == payload)
+              let passage = try Guest.passage(of: payload, from: outbox, to: destination, into: inbox)
+              #expect(passage.arrival.payload == payload)
+              count += passage.count
             }
           }
+          // Both fragments of a packet have its traits, or none if they were lost before.
+          let lost = Guest.storesMayFail ? min(changes.lost, count) : 0
           let results = try fragment.results()
-          #expect(results.runs == 10)
-          #expect(results.steps.dropFirst().map(\.value) == values.map(\.1))
-          #expect(changes == .only(set: 5, discarded: 10, allocated: 5, evicted: 5))
+          #expect(results.runs == 2 * (count - lost))
+          if results.runs > 0 { #expect(results.steps.dropFirst().map(\.value) == values.map(\.1)) }
+          #expect(
+            changes
+              == .only(set: count, discarded: 2 * (count - lost), allocated: count, evicted: count).losing(
+                lost))
           try tag.program.detach()
           try fragment.detach()
         }
@@ -408,13 +437,20 @@ extension Guest {
       var testDescription: String { rawValue }
     }
 
-    @Test("packets that wait for a socket that asked for nothing hold no memory for traits", arguments: Queue.asked)
+    @Test(
+      "packets that wait for a socket that asked for nothing hold no memory for traits",
+      arguments: Queue.asked)
     func unasked(queue: Queue) throws {
       try VethPair.with { cable in
         let route: Route = queue == .udp6 ? .ipv6 : .ipv4
         try withValues(1) { values in
           let script = try SkbProgram(.classifier, port: Guest.port, setting(values))
-          try script.attach(to: cable.receiver, .ingress)
+          // A packet socket has its copy before a classifier that receives.
+          if queue == .packet || queue == .ring {
+            try script.attach(to: cable.sender, .egress)
+          } else {
+            try script.attach(to: cable.receiver, .ingress)
+          }
           // It takes the datagrams from its queue, or is the one whose queue grows.
           let inbox = try cable.inbox(route)
           let outbox = try cable.outbox(route)
@@ -433,8 +469,9 @@ extension Guest {
             // TCP may join what it could not send at once.
             try awaitRuns(script, queue == .tcp ? 10 : 50, orMore: true)
           }
-          #expect(changes.set >= (queue == .tcp ? 10 : 50))
-          #expect(changes.allocated >= (queue == .tcp ? 10 : 50))
+          let least: UInt64 = Guest.storesMayFail ? 1 : queue == .tcp ? 10 : 50
+          #expect(changes.set >= least)
+          #expect(changes.allocated >= least)
           #expect(changes.lost == 0)
           let after = try settled { $0 == before }
           #expect(after == before)

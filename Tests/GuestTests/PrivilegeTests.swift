@@ -388,13 +388,19 @@ extension Guest {
           "recv=\(closed.rawValue)", "recv=\(readable.rawValue)", "payload=\(Guest.hex(lane.message(4)))",
           "message=", "errors",
         ]
-        // Where memory is short the program may not have been able to.
+        // Where memory is short the program may not have been able to. What it said last may be of
+        // the answer to an echo request.
+        var isSeen = false
         for _ in 0..<(Guest.storesMayFail ? 50 : 1) {
           let lines = try Guest.attempt(
             .user, .inherited, lane.outbox, actions, elsewhere: try suiteCable().sender.namespace)
           let arrival = try lane.arrival()
           let results = try program.results()
+          if Guest.storesMayFail, try arrival.traits.isEmpty || lines.last?.hasSuffix(" -") == true {
+            continue
+          }
           if Guest.storesMayFail, results.steps.contains(where: { $0.status == -ENOMEM }) { continue }
+          isSeen = true
           #expect(results.runs > 0 && results.steps.map(\.status) == [0, 0], "\(results)")
           #expect(lines.dropLast() == ["EPERM", "ok", "ok", "ok"])
           #expect(lines.last?.hasSuffix(" \(readable.rawValue):02020202") == true, "\(lines)")
@@ -402,6 +408,7 @@ extension Guest {
           #expect(try arrival.traits == Traits(values))
           break
         }
+        #expect(isSeen)
         try program.detach()
       }
     }
@@ -423,7 +430,9 @@ extension Guest {
       try Guest.withKeys([TraitSize](repeating: .bytes4, count: 64)) { ids in try body(ids.sorted()) }
     }
 
-    @Test("a removed key is not asked for any more, and the next one with its number neither", arguments: Kind.receivers)
+    @Test(
+      "a removed key is not asked for any more, and the next one with its number neither",
+      arguments: Kind.receivers)
     func removedFromMask(kind: Kind) throws {
       try withAllKeys { ids in
         let lane = try Lane(kind, keys: [ids[3], ids[4]])
@@ -470,7 +479,8 @@ extension Guest {
       }
     }
 
-    @Test("a removed key's value ends in a datagram under way, also for the next one", arguments: Kind.corking)
+    @Test(
+      "a removed key's value ends in a datagram under way, also for the next one", arguments: Kind.corking)
     func removedFromCork(kind: Kind) throws {
       try withAllKeys { ids in
         let lane = try Lane(kind, keys: [ids[3], ids[4]])

@@ -13,7 +13,9 @@ extension Guest.Kind {
   /// What a receiver of this kind can be told of each message beside its traits: options by
   /// level and name.
   fileprivate var otherOptions: [(Int32, Int32)] {
-    let ip4 = [(Int32(IPPROTO_IP), IP_PKTINFO), (Int32(IPPROTO_IP), IP_RECVTTL), (Int32(IPPROTO_IP), IP_RECVTOS)]
+    let ip4 = [
+      (Int32(IPPROTO_IP), IP_PKTINFO), (Int32(IPPROTO_IP), IP_RECVTTL), (Int32(IPPROTO_IP), IP_RECVTOS),
+    ]
     let ip6 = [
       (Int32(IPPROTO_IPV6), IPV6_RECVPKTINFO), (Int32(IPPROTO_IPV6), IPV6_RECVHOPLIMIT),
       (Int32(IPPROTO_IPV6), IPV6_RECVTCLASS),
@@ -21,7 +23,8 @@ extension Guest.Kind {
     // SO_TIMESTAMP
     let stamp = (SOL_SOCKET, Int32(29))
     return switch self {
-    case .toIPv6, .liteMapped: [stamp, (Int32(IPPROTO_IPV6), IPV6_RECVPKTINFO), (Int32(IPPROTO_IP), IP_RECVTOS)]
+    case .toIPv6, .liteMapped:
+      [stamp, (Int32(IPPROTO_IPV6), IPV6_RECVPKTINFO), (Int32(IPPROTO_IP), IP_RECVTOS)]
     // PACKET_AUXDATA
     case .packet4, .packet6: [stamp, (263, 8)]
     default: [stamp] + (family == .ipv4 ? ip4 : ip6)
@@ -35,7 +38,8 @@ extension Guest {
     private func turnOn(_ socket: FileDescriptor, _ level: Int32, _ name: Int32, _ value: Int32 = 1) throws {
       var value = value
       try #require(
-        setsockopt(socket.rawValue, level, name, &value, 4) == 0, "option \(name) of \(level): errno \(errno)")
+        setsockopt(socket.rawValue, level, name, &value, 4) == 0, "option \(name) of \(level): errno \(errno)"
+      )
     }
 
     // MARK: Flags
@@ -132,7 +136,9 @@ extension Guest {
         try turnOn(lane.outbox, Int32(IPPROTO_IPV6), IPV6_RECVERR)
       } else {
         try turnOn(lane.outbox, Int32(IPPROTO_IP), IP_RECVERR)
-        if [.fromIPv6, .liteMapped].contains(lane.kind) { try turnOn(lane.outbox, Int32(IPPROTO_IPV6), IPV6_RECVERR) }
+        if [.fromIPv6, .liteMapped].contains(lane.kind) {
+          try turnOn(lane.outbox, Int32(IPPROTO_IPV6), IPV6_RECVERR)
+        }
       }
     }
 
@@ -208,12 +214,14 @@ extension Guest {
       // What the kernel put in: the socket's number.
       case .ping4, .ping6:
         payload =
-          Array(message[..<4]) + [UInt8(Lane.identifier >> 8), UInt8(Lane.identifier & 255)] + Array(message[6...])
+          Array(message[..<4]) + [UInt8(Lane.identifier >> 8), UInt8(Lane.identifier & 255)]
+          + Array(message[6...])
       default: preconditionFailure("ports are the kernel's to say")
       }
       if lane.kind.family == .ipv4 {
         // Destination unreachable, this host
-        return Lane.icmp(.ipv4, [3, 1, 0, 0, 0, 0, 0, 0] + Lane.header4(of: payload.count, lane.ipProtocol) + payload)
+        return Lane.icmp(
+          .ipv4, [3, 1, 0, 0, 0, 0, 0, 0] + Lane.header4(of: payload.count, lane.ipProtocol) + payload)
       }
       return [1, 3, 0, 0, 0, 0, 0, 0] + Lane.header6(of: payload.count, lane.ipProtocol) + payload
     }
@@ -298,7 +306,8 @@ extension Guest {
         for room in [size, needed - 1, needed] {
           try lane.send(1, sample.traits)
           let arrival = try error(lane, .timestamp, controlRoom: room)
-          #expect(arrival.message.flags.contains(.controlTruncated) == (room < needed), "\(room - size) bytes more")
+          #expect(
+            arrival.message.flags.contains(.controlTruncated) == (room < needed), "\(room - size) bytes more")
           #expect(try Array(arrival.controlMessages.prefix(others.count)) == others)
           #expect(try arrival.traits == (room < needed ? Traits() : sample.traits))
           expectNoError(lane)
@@ -360,7 +369,7 @@ extension Guest {
           default: payload
           }
         #expect(throws: Errno.messageTooLong) {
-          try lane.outbox.sendMessage(long.span.bytes, traits: sample.traits)
+          try Guest.insisting { try lane.outbox.sendMessage(long.span.bytes, traits: sample.traits) }
         }
         let arrival = try error(lane, .local)
         #expect(try arrival.hasTraits == false)

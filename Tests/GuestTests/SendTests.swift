@@ -1277,13 +1277,12 @@ extension Guest {
             var registry = try RegistryConnection()
             // Root of its own user and network namespace sends there.
             func send(_ id: TraitID) throws -> Command.Outcome {
-              try Command(
+              try Command.insisting(
                 [
                   "unshare", "--user", "--map-root-user", "--net", "bash", "-c",
                   "ip link set lo up && exec \"$@\"", "bash", traitctl, "send", "--address", "127.0.0.1",
                   "--port", "4244", "--trait", "\(try registry.key(id).name)=1",
-                ] + (isSticky ? ["--sticky"] : [])
-              ).wait()
+                ] + (isSticky ? ["--sticky"] : []))
             }
             for id in [local[0], open[0]] {
               let allowed = try send(id)
@@ -1350,13 +1349,12 @@ extension Guest {
         let deadline = ContinuousClock.now + .seconds(60)
         // Until it listens, however long it takes to start.
         while try !listener.hasFinished(), ContinuousClock.now < deadline {
-          outcome = try Command(
+          outcome = try Command.insisting(
             enter + [
               "send", "--address", "::1", "--port", "\(Guest.port)", "--trait", "\(names[0])=4000000000",
               "--trait", "\(names[1])=0xffffffffffffffff", "--trait",
               "\(names[2])=000102030405060708090a0b0c0d0eff", "hello",
-            ] + (isJSON ? ["--json"] : []) + (isSticky ? ["--sticky"] : [])
-          ).wait()
+            ] + (isJSON ? ["--json"] : []) + (isSticky ? ["--sticky"] : []))
           #expect(outcome?.status == 0, "\(outcome?.errors ?? "")")
         }
         let heard = try listener.wait()
@@ -1392,9 +1390,8 @@ extension Guest {
         var registry = try RegistryConnection()
         let (four, sixteen) = (try registry.key(ids[0]).name, try registry.key(ids[1]).name)
         func send(_ arguments: String...) throws -> Command.Outcome {
-          try Command(
-            [try Command.built("traitctl"), "send", "--address", "127.0.0.1", "--port", "4245"] + arguments
-          ).wait()
+          try Command.insisting(
+            [try Command.built("traitctl"), "send", "--address", "127.0.0.1", "--port", "4245"] + arguments)
         }
         let three = try send("--count", "3", "--interval", "0.01", "--trait", "\(four)=7", "x")
         #expect(three.status == 0, "\(three.errors)")
