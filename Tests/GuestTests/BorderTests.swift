@@ -534,9 +534,14 @@ extension Guest {
               try passages.expect(arrival, pair.scrubbed)
             }
           }
-          #expect(changes.set == 5 || Guest.storesMayFail)
-          #expect(changes.scrubbed + changes.lost == changes.set)
-          #expect(changes.scrubbed == passages.complete)
+          if Guest.storesMayFail {
+            // Without memory for the first key a packet may have the second one alone, which crosses.
+            #expect(changes.scrubbed + changes.lost <= changes.set)
+            #expect(passages.complete <= changes.set)
+          } else {
+            expectScrubbed(changes)
+            #expect(passages.complete == 5)
+          }
           #expect(try tunnel.results().runs == 0)
           try tunnel.detach()
           try tag.detach()
@@ -572,12 +577,12 @@ extension Guest {
       }
     }
 
-    /// Five packets whose traits were scrubbed; more of them where stores may be lost.
+    /// Five packets whose traits were scrubbed.
     private func expectScrubbed(
       _ changes: TraitStatistics, sourceLocation: SourceLocation = #_sourceLocation
     ) {
       if Guest.storesMayFail {
-        #expect(changes.scrubbed >= 5, sourceLocation: sourceLocation)
+        // Without memory for the first key a packet may have the second one alone, which crosses.
         #expect(changes.set >= changes.scrubbed, sourceLocation: sourceLocation)
       } else {
         #expect(changes.set == 5, sourceLocation: sourceLocation)
