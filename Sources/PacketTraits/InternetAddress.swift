@@ -68,6 +68,35 @@ public struct InternetAddress: Hashable, Sendable {
     self.init(sockaddr_in6(sin6_addr: v6, port: port, scope: scope))
   }
 
+  /// Makes an address of its bytes.
+  ///
+  /// - Parameters:
+  ///   - bytes: 4 of IPv4, or 16 of IPv6, in network byte order.
+  ///   - port: In host byte order.
+  ///   - scope: The number of the interface that a link-local IPv6 address is meant on;
+  ///     of no meaning for IPv4.
+  /// - Returns: nil if there is another number of bytes.
+  public init?(bytes: RawSpan, port: UInt16, scope: UInt32 = 0) {
+    switch bytes.byteCount {
+    case 4:
+      let address = in_addr(s_addr: bytes.unsafeLoadUnaligned(as: UInt32.self))
+      self.init(sockaddr_in(sin_addr: address, port: port))
+    case 16:
+      var address = in6_addr()
+      withUnsafeMutableBytes(of: &address) { copy in bytes.withUnsafeBytes { copy.copyMemory(from: $0) } }
+      self.init(sockaddr_in6(sin6_addr: address, port: port, scope: scope))
+    default: return nil
+    }
+  }
+
+  /// The address without the port: 4 bytes of IPv4, or 16 of IPv6, in network byte order.
+  public var bytes: [UInt8] {
+    switch family {
+    case .ipv4: withUnsafeBytes(of: UInt32(truncatingIfNeeded: high)) { Array($0) }
+    case .ipv6: withUnsafeBytes(of: (high, low)) { Array($0) }
+    }
+  }
+
   /// The number of an interface, given as that or by name; nil if it is neither.
   private static func interface(_ text: String) -> UInt32? {
     // UInt32's own initializer takes a sign, too.

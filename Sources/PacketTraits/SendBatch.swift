@@ -80,6 +80,23 @@ public struct SendBatch: Sendable {
     controls.removeAll(keepingCapacity: keepingCapacity)
   }
 
+  /// Removes the first datagrams, which have been sent: what is left is sent by the next
+  /// call.
+  ///
+  /// ```swift
+  /// let results = try socket.send(batch, flags: .doNotWait)
+  /// let sent = results.prefix { (try? $0.get()) != nil }.count
+  /// batch.removeFirst(sent)
+  /// ```
+  ///
+  /// - Parameter number: 0 to ``count``.
+  public mutating func removeFirst(_ number: Int = 1) {
+    precondition(number >= 0 && number <= count, "the batch has fewer datagrams")
+    entries.removeFirst(number)
+    // Their bytes stay as long as others stand behind them.
+    if entries.isEmpty { removeAll(keepingCapacity: true) }
+  }
+
   /// The traits of one datagram, without those of the socket.
   func traits(at index: Int) -> Traits { entries[index].traits }
 

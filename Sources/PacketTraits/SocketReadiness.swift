@@ -3,7 +3,7 @@
 internal import CTraits
 internal import Glibc
 internal import Synchronization
-internal import SystemPackage
+package import SystemPackage
 
 // How tasks wait for sockets: one thread of the process sits in epoll_wait(2),
 // and resumes the tasks whose sockets have something. No other thread waits for
@@ -22,7 +22,7 @@ internal import SystemPackage
 private let events = POLLIN | CTRAITS_POLLRDHUP
 
 /// A socket that tasks wait for.
-final class SocketReadiness: Sendable {
+package final class SocketReadiness: Sendable {
   private struct State {
     var waiting: [UInt64: CheckedContinuation<Result<Void, Errno>, Never>] = [:]
     var lastTicket: UInt64 = 0
@@ -36,14 +36,14 @@ final class SocketReadiness: Sendable {
 
   /// A duplicate of the caller's, so that the number stays this socket's when
   /// the caller closes his.
-  let descriptor: FileDescriptor
+  package let descriptor: FileDescriptor
   private let poller: SocketPoller
   private let token: UInt64
   private let state = Mutex(State())
 
   /// - Throws: `EBADF`, `EMFILE`, `EAGAIN` if the poller's thread cannot be made,
   ///   what else epoll_create(2) names.
-  convenience init(duplicating descriptor: FileDescriptor) throws(Errno) {
+  package convenience init(duplicating descriptor: FileDescriptor) throws(Errno) {
     try self.init(duplicating: descriptor, poller: try SocketPoller.shared())
   }
 
@@ -66,7 +66,7 @@ final class SocketReadiness: Sendable {
 
   /// Changes with each end of waits. To be read before one looks whether there
   /// is something to receive, and handed to ``wait(since:)``.
-  var generation: UInt64 { state.withLock { $0.generation } }
+  package var generation: UInt64 { state.withLock { $0.generation } }
 
   /// Waits until there may be something to receive, or an error, or the socket is
   /// shut down; or until the task is cancelled, which is no error here.
@@ -75,7 +75,7 @@ final class SocketReadiness: Sendable {
   ///   nothing. If it is another one now there is no wait: who ended the waits in
   ///   between could not end this one.
   /// - Throws: What epoll_ctl(2) names, or why the poller has ended.
-  func wait(since generation: UInt64) async throws(Errno) {
+  package func wait(since generation: UInt64) async throws(Errno) {
     let ticket = state.withLock {
       $0.lastTicket += 1
       return $0.lastTicket
@@ -101,7 +101,7 @@ final class SocketReadiness: Sendable {
   }
 
   /// Ends every wait, and those to come of who has looked before.
-  func resumeAll() { endWaits(.success(())) }
+  package func resumeAll() { endWaits(.success(())) }
 
   /// Ends every wait, now and later, with this error.
   fileprivate func fail(_ error: Errno) {
@@ -130,7 +130,7 @@ final class SocketReadiness: Sendable {
   ///   receiving (shutdown(2)), and no wait would ever end with something. What
   ///   came before that may be there.
   /// - Throws: What epoll_ctl(2) names.
-  func foundNothing() throws(Errno) -> Bool {
+  package func foundNothing() throws(Errno) -> Bool {
     var socket = pollfd(fd: descriptor.rawValue, events: Int16(events), revents: 0)
     guard poll(&socket, 1, 0) > 0 else { return true }
     let found = Int32(socket.revents)

@@ -345,6 +345,33 @@ public struct UDPSocket: ~Copyable, Sendable {
     }
   }
 
+  /// Sends one datagram with control data: beside traits what ip(7), ipv6(7) and udp(7) know
+  /// of, as the type of service, the source address, the length of segments.
+  ///
+  /// The corresponding C function is `sendmsg`.
+  ///
+  /// - Parameters:
+  ///   - payload: The whole datagram.
+  ///   - destination: Where to; nil for where ``connect(to:)`` said.
+  ///   - control: Control messages of any kind. Traits among them are as those of
+  ///     ``send(_:to:traits:flags:)``.
+  ///   - flags: ``MessageFlags/doNotWait``, ``MessageFlags/more``, or none.
+  /// - Returns: How many bytes of payload were sent: all.
+  /// - Throws: As ``send(_:to:traits:flags:)``; ``TraitError/Code/systemCall`` with `EINVAL`
+  ///   for a message that the kernel does not take, if there are no traits among them.
+  @discardableResult
+  public func send(
+    _ payload: RawSpan, to destination: InternetAddress? = nil, control: ControlData,
+    flags: MessageFlags = []
+  ) throws(TraitError) -> Int {
+    if !control.traits.isEmpty { try fileDescriptor.requireSentTraits() }
+    do throws(Errno) {
+      return try fileDescriptor.sendMessage(payload, to: destination, control: control, flags: flags)
+    } catch {
+      throw TraitError(sending: control.traits, error)
+    }
+  }
+
   /// Receives one datagram with those traits that ``setReceivedTraits(_:)``
   /// asked for.
   ///

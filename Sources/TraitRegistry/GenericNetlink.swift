@@ -137,21 +137,51 @@ struct GenericNetlinkSocket: ~Copyable {
     }
   }
 
-  /// The number of the family with this name, or nil if there is none.
-  mutating func family(named name: String) throws(TraitError) -> UInt16? {
+  var descriptor: FileDescriptor { FileDescriptor(rawValue: mnl_socket_get_fd(socket)) }
+
+  /// - Throws: `systemCall`.
+  func setOption(_ level: Int32, _ name: Int32, _ value: UInt32) throws(TraitError) {
+    var value = value
+    guard
+      setsockopt(
+        descriptor.rawValue, level, name, &value, socklen_t(MemoryLayout.size(ofValue: value))) == 0
+    else { throw Self.failure("option \(name) of a netlink socket cannot be set") }
+  }
+
+  /// Receives what is there, without waiting.
+  ///
+  /// - Returns: How many bytes there are, none of which is lost.
+  /// - Throws: What recv(2) and netlink(7) name: `EAGAIN` if nothing is there, `ENOBUFS`
+  ///   if something was lost.
+  func receiveNow(into bytes: inout [UInt8]) throws(Errno) -> Int {
+    while true {
+      // The length of all there was, though more than there is room for.
+      let length = recv(
+        descriptor.rawValue, &bytes, bytes.count, Int32(MSG_DONTWAIT | MSG_TRUNC))
+      if length >= 0 {
+        guard length <= bytes.count else { throw .noBufferSpace }
+        return length
+      }
+      let error = Errno(rawValue: errno)
+      guard error == .interrupted else { throw error }
+    }
+  }
+
+  /// The family with this name, or nil if there is none.
+  mutating func family(named name: String) throws(TraitError) -> GenericFamily? {
     let request = GenericRequest(
       command: Int(CTRL_CMD_GETFAMILY),
       attributes: [GenericRequest.Attribute(Int(CTRL_ATTR_FAMILY_NAME), name)])
     let result = try exchange(request, family: UInt16(GENL_ID_CTRL)) {
       bytes throws(TraitError) in
-      try NetlinkAttributes(bytes).uint16(Int(CTRL_ATTR_FAMILY_ID), "family-id")
+      try GenericFamily(attributes: bytes)
     }
     switch result {
-    case .success(let ids):
-      guard let id = ids.first else {
+    case .success(let families):
+      guard let family = families.first else {
         throw TraitError(.malformedReply, "the kernel's reply about family \"\(name)\" is empty")
       }
-      return id
+      return family
     case .failure(let refusal) where refusal.error == .noSuchFileOrDirectory:
       return nil
     case .failure(let refusal):

@@ -131,6 +131,18 @@ struct NetlinkAttributes {
     return load(data, as: UInt32.self)
   }
 
+  /// The elements of an attribute that is an array of nested ones; none if it is not
+  /// there.
+  func nested(_ type: Int) throws(TraitError) -> [NetlinkAttributes] {
+    guard let attribute = attributes.last(where: { $0.type == type }) else { return [] }
+    var elements: [NetlinkAttributes] = []
+    let array = Array(bytes[attribute.data])
+    for element in try NetlinkAttribute.all(in: array.span.bytes) {
+      elements.append(try NetlinkAttributes(array.span.bytes.extracting(element.data)))
+    }
+    return elements
+  }
+
   /// A number of 4 or 8 bytes, as the kernel sees fit.
   func uint(_ type: Int, _ name: String) throws(TraitError) -> UInt64 {
     let data = try data(type, name)
@@ -249,7 +261,45 @@ extension RegisteredKey {
       name: try attributes.string(
         Int(TRAITS_A_KEY_NAME), "name", maximumLength: Int(TRAITS_NAME_MAX)),
       size: size,
-      flags: KeyFlags(rawValue: try attributes.uint32(Int(TRAITS_A_KEY_FLAGS), "flags")))
+      flags: KeyFlags(rawValue: try attributes.uint32(Int(TRAITS_A_KEY_FLAGS), "flags")),
+      merge: MergePolicy(rawValue: try attributes.uint32(Int(TRAITS_A_KEY_MERGE), "merge")))
+  }
+}
+
+extension KeyStatistics {
+  /// - Parameter bytes: The attributes of a message about a key's statistics.
+  init(attributes bytes: RawSpan) throws(TraitError) {
+    let attributes = try NetlinkAttributes(bytes)
+    let number = try attributes.uint32(Int(TRAITS_A_KEY_STATS_ID), "id")
+    guard let id = TraitID(rawValue: number) else {
+      throw TraitError(.malformedReply, "the kernel's reply has a key \(number), but keys are 0 to 63")
+    }
+    self.init(
+      id: id,
+      name: try attributes.string(
+        Int(TRAITS_A_KEY_STATS_NAME), "name", maximumLength: Int(TRAITS_NAME_MAX)),
+      set: try attributes.uint(Int(TRAITS_A_KEY_STATS_SET), "set"),
+      read: try attributes.uint(Int(TRAITS_A_KEY_STATS_READ), "read"),
+      dropped: try attributes.uint(Int(TRAITS_A_KEY_STATS_DROPPED), "dropped"),
+      scrubbed: try attributes.uint(Int(TRAITS_A_KEY_STATS_SCRUBBED), "scrubbed"))
+  }
+}
+
+/// A family of generic netlink, as the kernel tells of it.
+struct GenericFamily: Equatable {
+  /// The type of its messages.
+  var id: UInt16
+  /// The numbers of its multicast groups, by name.
+  var groups: [String: UInt32] = [:]
+
+  /// - Parameter bytes: The attributes of a message about a family.
+  init(attributes bytes: RawSpan) throws(TraitError) {
+    let attributes = try NetlinkAttributes(bytes)
+    id = try attributes.uint16(Int(CTRL_ATTR_FAMILY_ID), "family-id")
+    for group in try attributes.nested(Int(CTRL_ATTR_MCAST_GROUPS)) {
+      let name = try group.string(Int(CTRL_ATTR_MCAST_GRP_NAME), "name", maximumLength: 15)
+      groups[name] = try group.uint32(Int(CTRL_ATTR_MCAST_GRP_ID), "id")
+    }
   }
 }
 

@@ -26,6 +26,12 @@ public struct KeyFlags: OptionSet, Hashable, Sendable {
   /// The corresponding C constant is `TRAITS_KEY_FLAGS_CROSS_NETNS`.
   public static var crossesNetworkNamespaces: KeyFlags { KeyFlags(TRAITS_KEY_FLAGS_CROSS_NETNS) }
 
+  /// The key is removed when the ``RegistryConnection`` that registered it is
+  /// closed, in whatever way the program ends.
+  ///
+  /// The corresponding C constant is `TRAITS_KEY_FLAGS_OWNED`.
+  public static var owned: KeyFlags { KeyFlags(TRAITS_KEY_FLAGS_OWNED) }
+
   private init(_ flag: traits_key_flags) { rawValue = UInt32(flag.rawValue) }
 }
 
@@ -39,6 +45,8 @@ public struct RegisteredKey: Hashable, Sendable {
   public let size: TraitSize
   /// Who may use the key, and where it goes.
   public let flags: KeyFlags
+  /// What becomes of the values when packets become one.
+  public let merge: MergePolicy
 
   /// This key, with values of type `Value`.
   ///
@@ -64,8 +72,7 @@ public struct TraitStatistics: Hashable, Sendable {
   public let set: UInt64
   /// Stores copied to another place in memory, those that are ``evicted`` apart.
   public let copied: UInt64
-  /// Stores given up, as no rule says what becomes of them when packets are
-  /// reassembled, or as an XDP program or a driver took their room.
+  /// Stores given up, as an XDP program or a driver took their room.
   public let discarded: UInt64
   /// Stores that lost at least one value on entry to another network namespace.
   public let scrubbed: UInt64
@@ -89,6 +96,35 @@ public struct TraitStatistics: Hashable, Sendable {
     self.allocated = allocated
     self.evicted = evicted
     self.lost = lost
+  }
+}
+
+/// What happened to the values of one key since it was registered.
+public struct KeyStatistics: Hashable, Sendable {
+  /// The key's number.
+  public let id: TraitID
+  /// The key's name.
+  public let name: String
+  /// Values set, by programs and by sockets. What a socket gives to all its packets
+  /// counts once for each of them.
+  public let set: UInt64
+  /// Values read by programs and received by sockets.
+  public let read: UInt64
+  /// How often packets became one that has no value, though one of them had one.
+  public let dropped: UInt64
+  /// Values removed on entry to another network namespace.
+  public let scrubbed: UInt64
+
+  // Not public, as that of TraitStatistics is not.
+  package init(
+    id: TraitID, name: String, set: UInt64, read: UInt64, dropped: UInt64, scrubbed: UInt64
+  ) {
+    self.id = id
+    self.name = name
+    self.set = set
+    self.read = read
+    self.dropped = dropped
+    self.scrubbed = scrubbed
   }
 }
 

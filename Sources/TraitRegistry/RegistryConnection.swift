@@ -36,7 +36,7 @@ public struct RegistryConnection: ~Copyable, @unchecked Sendable {
       throw TraitError(.unsupportedKernel, "this kernel has no packet traits")
     }
     self.socket = socket
-    self.family = family
+    self.family = family.id
   }
 
   // MARK: Changing
@@ -48,21 +48,24 @@ public struct RegistryConnection: ~Copyable, @unchecked Sendable {
   /// - Parameters:
   ///   - name: 1 to 31 of `a-z 0-9 . _ -`, not in use.
   ///   - size: The length of the key's values.
+  ///   - merge: What becomes of the values when packets become one.
   ///   - id: The number to be had; one that was never used, or last under the
   ///     same name. nil for the one that has been free for longest.
   ///   - flags: Who may use the key, and where it goes.
   /// - Throws: `keyExists` if the name or number is taken, `registryFull` if
   ///   all 64 keys are in use, `invalidArgument` if the name is none or the
-  ///   number was another key's, `notPermitted`.
+  ///   number was another key's, or the merge policy is not one for values of this
+  ///   size, `notPermitted`.
   @discardableResult
   public mutating func add(
-    _ name: String, size: TraitSize, id: TraitID? = nil, flags: KeyFlags = []
+    _ name: String, size: TraitSize, merge: MergePolicy, id: TraitID? = nil, flags: KeyFlags = []
   ) throws(TraitError) -> RegisteredKey {
     try KeyName.check(name)
     var attributes: [GenericRequest.Attribute] = [
       .init(Int(TRAITS_A_KEY_NAME), name),
       .init(Int(TRAITS_A_KEY_SIZE), UInt32(size.rawValue)),
       .init(Int(TRAITS_A_KEY_FLAGS), flags.rawValue),
+      .init(Int(TRAITS_A_KEY_MERGE), merge.rawValue),
     ]
     if let id { attributes.append(.init(Int(TRAITS_A_KEY_ID), id.rawValue)) }
     return try key(
@@ -71,11 +74,12 @@ public struct RegistryConnection: ~Copyable, @unchecked Sendable {
 
   /// Registers a key whose values are of type `Value`.
   ///
-  /// - Throws: As ``add(_:size:id:flags:)``, which see.
+  /// - Throws: As ``add(_:size:merge:id:flags:)``, which see.
   public mutating func add<Value: TraitValue>(
-    _ name: String, as type: Value.Type, id: TraitID? = nil, flags: KeyFlags = []
+    _ name: String, as type: Value.Type, merge: MergePolicy, id: TraitID? = nil,
+    flags: KeyFlags = []
   ) throws(TraitError) -> TraitKey<Value> {
-    TraitKey(try add(name, size: Value.traitSize, id: id, flags: flags).id)
+    TraitKey(try add(name, size: Value.traitSize, merge: merge, id: id, flags: flags).id)
   }
 
   /// Removes a key. With it end its values on packets in flight, and its place
@@ -172,6 +176,40 @@ public struct RegistryConnection: ~Copyable, @unchecked Sendable {
     return statistics
   }
 
+  /// What happened to the values of each key since it was registered, in order of
+  /// the keys' numbers.
+  ///
+  /// The corresponding netlink operation is a dump by `key-stats-get`.
+  ///
+  /// - Throws: As ``keys()``.
+  public mutating func keyStatistics() throws(TraitError) -> [KeyStatistics] {
+    let request = GenericRequest(
+      command: Int(TRAITS_CMD_KEY_STATS_GET), version: Int(TRAITS_FAMILY_VERSION), isDump: true)
+    let result = try socket.exchange(request, family: family) { bytes throws(TraitError) in
+      try KeyStatistics(attributes: bytes)
+    }
+    return try Self.unwrap(result, "the statistics of the keys cannot be read")
+  }
+
+  /// What happened to the values of a key since it was registered.
+  ///
+  /// The corresponding netlink operation is `key-stats-get`.
+  ///
+  /// - Throws: `noSuchKey`.
+  public mutating func statistics(of id: TraitID) throws(TraitError) -> KeyStatistics {
+    let what = "the statistics of key \(id) cannot be read"
+    let request = GenericRequest(
+      command: Int(TRAITS_CMD_KEY_STATS_GET), version: Int(TRAITS_FAMILY_VERSION),
+      attributes: [.init(Int(TRAITS_A_KEY_STATS_ID), id.rawValue)])
+    let result = try socket.exchange(request, family: family) { bytes throws(TraitError) in
+      try KeyStatistics(attributes: bytes)
+    }
+    guard let statistics = try Self.unwrap(result, what).first else {
+      throw TraitError(.malformedReply, "\(what): the kernel's reply is empty")
+    }
+    return statistics
+  }
+
   // MARK: -
 
   /// A request whose reply is one key. Attributes are not checked here.
@@ -205,6 +243,7 @@ extension TraitError {
     let names = [
       Int(TRAITS_A_KEY_ID): "id", Int(TRAITS_A_KEY_NAME): "name",
       Int(TRAITS_A_KEY_SIZE): "size", Int(TRAITS_A_KEY_FLAGS): "flags",
+      Int(TRAITS_A_KEY_MERGE): "merge",
     ]
     if let attribute = refusal.attribute {
       message += ", because of its " + (names[Int(attribute)] ?? "attribute \(attribute)")

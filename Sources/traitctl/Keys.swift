@@ -2,12 +2,12 @@
 
 public import ArgumentParser
 public import PacketTraits
-internal import TraitRegistry
+public import TraitRegistry
 
 struct Keys: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Register, remove and list the keys of this machine.",
-    subcommands: [Add.self, Delete.self, List.self, Statistics.self])
+    subcommands: [Add.self, Delete.self, List.self, Watch.self, Statistics.self])
 }
 
 extension Keys {
@@ -24,6 +24,12 @@ extension Keys {
 
     @Option(help: ArgumentHelp("Length of its values in bytes: 4, 8 or 16.", valueName: "bytes"))
     var size: TraitSize
+
+    @Option(
+      help: ArgumentHelp(
+        "What becomes of its values when packets become one: 'exact' keeps those that differ apart, "
+          + "'drop' keeps the value only if all have it.", valueName: "policy"))
+    var merge: MergePolicy
 
     @Option(
       help: ArgumentHelp(
@@ -47,7 +53,7 @@ extension Keys {
         if openWrite { flags.insert(.openWrite) }
         if crossNetns { flags.insert(.crossesNetworkNamespaces) }
         var registry = try RegistryConnection()
-        let key = try registry.add(name, size: size, id: id, flags: flags)
+        let key = try registry.add(name, size: size, merge: merge, id: id, flags: flags)
         try printLine("\(key.id)")
       }
     }
@@ -102,19 +108,40 @@ extension Keys {
         }
         guard !keys.isEmpty else { return }
         let width = keys.map(\.name.count).reduce(4, max)
-        try printLine("ID  \(padded("NAME", width))  SIZE  ACCESS")
+        try printLine("ID  \(padded("NAME", width))  SIZE  MERGE  FLAGS")
         for key in keys {
-          let report = KeyReport(key)
-          let access = [
-            report.openRead ? "open-read" : nil, report.openWrite ? "open-write" : nil,
-            report.crossNetns ? "cross-netns" : nil,
-          ].compactMap(\.self)
           try printLine(
             "\(padded(key.id.description, 2))  \(padded(key.name, width))  "
-              + "\(padded(key.size.description, 4))  "
-              + (access.isEmpty ? "-" : access.joined(separator: ",")))
+              + "\(padded(key.size.description, 4))  \(padded(key.merge.description, 5))  "
+              + KeyReport(key).flagsText)
         }
       }
+    }
+  }
+
+  struct Watch: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+      abstract: "List all keys, and then those that come and go.",
+      discussion: """
+        Each line begins with what happened: "all" and the number of keys, then \
+        "has" for each of them; "add"; "del". Where changes were missed, as too \
+        many came at once, all keys are listed anew. Ends when nobody reads its \
+        output any more. Open to all.
+        """)
+
+    @Flag(help: "Print a JSON object a line.")
+    var json = false
+
+    func run() async throws {
+      try await reportingErrors(awaiting: {
+        for try await change in try RegistryChanges() {
+          if json {
+            try printJSON(ChangeReport(change))
+          } else {
+            for line in ChangeReport(change).lines { try printLine(line) }
+          }
+        }
+      })
     }
   }
 
@@ -124,19 +151,27 @@ extension Keys {
       abstract: "Show what happened to packets' traits since the machine was started.",
       discussion: """
         set: packets that were given traits. copied: traits copied to another \
-        place in memory, those evicted apart. discarded: given up, at reassembly \
-        or because an XDP program or a driver took their room. scrubbed: lost at \
+        place in memory, those evicted apart. discarded: given up, because an \
+        XDP program or a driver took their room. scrubbed: lost at \
         least one value on entry to another network namespace. allocated: pieces \
         of memory for traits outside of a packet's headroom. evicted: moved from \
-        the headroom to such memory. lost: for lack of memory. Open to all.
+        the headroom to such memory. lost: for lack of memory.
+        With --keys, what happened to the values of each key since it was \
+        registered. set: by programs and sockets. read: by programs and sockets. \
+        dropped: packets became one that has no value, though one of them had \
+        one. scrubbed: on entry to another network namespace. Open to all.
         """)
 
-    @Flag(help: "Print a JSON object.")
+    @Flag(help: "Show what happened to the values of each key.")
+    var keys = false
+
+    @Flag(help: "Print a JSON object; with --keys one a line.")
     var json = false
 
     func run() throws {
       try reportingErrors {
         var registry = try RegistryConnection()
+        guard !keys else { return try printKeys(&registry) }
         let statistics = try registry.statistics()
         guard !json else { return try printJSON(StatisticsReport(statistics)) }
         try printLine("set        \(statistics.set)")
@@ -148,6 +183,25 @@ extension Keys {
         try printLine("lost       \(statistics.lost)")
       }
     }
+
+    private func printKeys(_ registry: inout RegistryConnection) throws {
+      let all = try registry.keyStatistics()
+      guard !json else {
+        for key in all { try printJSON(KeyStatisticsReport(key)) }
+        return
+      }
+      guard !all.isEmpty else { return }
+      let rows =
+        [["ID", "NAME", "SET", "READ", "DROPPED", "SCRUBBED"]]
+        + all.map {
+          ["\($0.id)", $0.name, "\($0.set)", "\($0.read)", "\($0.dropped)", "\($0.scrubbed)"]
+        }
+      let widths = rows[0].indices.map { column in rows.map(\.[column].count).reduce(0, max) }
+      for row in rows {
+        let cells = zip(row, widths).map { padded($0, $1) }.joined(separator: "  ")
+        try printLine(String(cells.reversed().drop { $0 == " " }.reversed()))
+      }
+    }
   }
 }
 
@@ -157,16 +211,25 @@ private func padded(_ text: String, _ width: Int) -> String {
 
 extension TraitSize: ExpressibleByArgument {
   public init?(argument: String) {
-    guard let bytes = Int(argument) else { return nil }
+    // The initializer would take a sign, too.
+    guard argument.utf8.allSatisfy({ (48...57).contains($0) }), let bytes = Int(argument) else { return nil }
     self.init(rawValue: bytes)
   }
 
   public static var allValueStrings: [String] { allCases.map(\.description) }
 }
 
+extension MergePolicy: ExpressibleByArgument {
+  public init?(argument: String) { self.init(argument) }
+
+  public static var allValueStrings: [String] { allCases.map(\.description) }
+}
+
 extension TraitID: ExpressibleByArgument {
   public init?(argument: String) {
-    guard let number = UInt32(argument) else { return nil }
+    guard argument.utf8.allSatisfy({ (48...57).contains($0) }), let number = UInt32(argument) else {
+      return nil
+    }
     self.init(rawValue: number)
   }
 }

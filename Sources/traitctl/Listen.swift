@@ -11,7 +11,8 @@ struct Listen: ParsableCommand {
     discussion: """
       One line a datagram: source, length of the payload in bytes, traits by \
       name. Values of 4 and 8 bytes are printed as unsigned numbers, those of 16 \
-      as hexadecimal bytes in the order in memory.
+      as hexadecimal bytes in the order in memory. "receiving at" and the address is \
+      written to standard error once datagrams are received.
       """)
 
   @Option(
@@ -19,7 +20,7 @@ struct Listen: ParsableCommand {
       "IPv4 or IPv6 address to receive at. (default: all, of both)", valueName: "address"))
   var address: String?
 
-  @Option(help: ArgumentHelp("UDP port to receive at; 0 for any, which is printed.", valueName: "number"))
+  @Option(help: ArgumentHelp("UDP port to receive at; 0 for any, which \"receiving at\" tells.", valueName: "number"))
   var port: UInt16
 
   @Option(
@@ -80,7 +81,7 @@ struct Listen: ParsableCommand {
         }
         received += 1
         let report = DatagramReport(
-          source: datagram.source?.description ?? "unknown",
+          source: datagram.source?.description,
           length: datagram.datagramLength,
           traits: try datagram.traits.map {
             // A key that was removed and made anew is not delivered any more.
@@ -111,9 +112,8 @@ struct Listen: ParsableCommand {
     } catch {
       throw TraitError(.systemCall, "\(local) cannot be received at", underlyingError: error)
     }
-    if port == 0 {
-      complain("receiving at \(try socket.localAddress())")
-    }
+    // From here on nothing is missed: what waits for this may send.
+    complain("receiving at \(try socket.localAddress())")
   }
 
   private func askForKeys(

@@ -13,6 +13,8 @@ struct KeyReport: Encodable {
   var openRead: Bool
   var openWrite: Bool
   var crossNetns: Bool
+  var owned: Bool
+  var merge: String
 
   init(_ key: RegisteredKey) {
     id = key.id.rawValue
@@ -21,13 +23,62 @@ struct KeyReport: Encodable {
     openRead = key.flags.contains(.openRead)
     openWrite = key.flags.contains(.openWrite)
     crossNetns = key.flags.contains(.crossesNetworkNamespaces)
+    owned = key.flags.contains(.owned)
+    merge = key.merge.description
   }
 
+  var flagsText: String {
+    let names = [
+      openRead ? "open-read" : nil, openWrite ? "open-write" : nil, crossNetns ? "cross-netns" : nil,
+      owned ? "owned" : nil,
+    ].compactMap(\.self)
+    return names.isEmpty ? "-" : names.joined(separator: ",")
+  }
+
+  var text: String { "\(id) \(name) \(size) \(merge) \(flagsText)" }
+
   enum CodingKeys: String, CodingKey {
-    case id, name, size
+    case id, name, size, owned, merge
     case openRead = "open_read"
     case openWrite = "open_write"
     case crossNetns = "cross_netns"
+  }
+}
+
+struct ChangeReport: Encodable {
+  /// "all", "add" or "del".
+  var change: String
+  var keys: [KeyReport]
+
+  init(_ change: RegistryChange) {
+    switch change {
+    case .keys(let all): (self.change, keys) = ("all", all.map(KeyReport.init))
+    case .added(let key): (self.change, keys) = ("add", [KeyReport(key)])
+    case .removed(let key): (self.change, keys) = ("del", [KeyReport(key)])
+    }
+  }
+
+  var lines: [String] {
+    change == "all"
+      ? ["all \(keys.count)"] + keys.map { "has \($0.text)" } : keys.map { "\(change) \($0.text)" }
+  }
+}
+
+struct KeyStatisticsReport: Encodable {
+  var id: UInt32
+  var name: String
+  var set: UInt64
+  var read: UInt64
+  var dropped: UInt64
+  var scrubbed: UInt64
+
+  init(_ statistics: KeyStatistics) {
+    id = statistics.id.rawValue
+    name = statistics.name
+    set = statistics.set
+    read = statistics.read
+    dropped = statistics.dropped
+    scrubbed = statistics.scrubbed
   }
 }
 
@@ -78,7 +129,8 @@ struct TraitReport: Encodable {
 }
 
 struct DatagramReport: Encodable {
-  var source: String
+  /// nil if the kernel gave none, in JSON null.
+  var source: String?
   /// Of the datagram's payload, in bytes.
   var length: Int
   var traits: [TraitReport]
@@ -89,8 +141,17 @@ struct DatagramReport: Encodable {
     case traitsTruncated = "traits_truncated"
   }
 
+  func encode(to encoder: any Encoder) throws {
+    var container = encoder.container(keyedBy: CodingKeys.self)
+    // Always there, null or not.
+    try container.encode(source, forKey: .source)
+    try container.encode(length, forKey: .length)
+    try container.encode(traits, forKey: .traits)
+    try container.encode(traitsTruncated, forKey: .traitsTruncated)
+  }
+
   var text: String {
-    var words = ["\(source)", "length \(length)"]
+    var words = [source ?? "unknown", "length \(length)"]
     words += traits.map(\.text)
     if traitsTruncated { words.append("(traits truncated)") }
     return words.joined(separator: "  ")

@@ -67,14 +67,23 @@ struct Send: ParsableCommand {
 
   func run() throws {
     try reportingErrors {
-      var registry = try RegistryConnection()
       var values = Traits()
       var keyNames: [TraitID: String] = [:]
-      for trait in traits {
-        let key = try registry.key(named: trait.name)
-        let bytes = try trait.bytes(size: key.size)
-        try values.setBytes(bytes.span.bytes, for: key.id)
-        keyNames[key.id] = key.name
+      if !traits.isEmpty {
+        // Without traits there is no need for a kernel that has them.
+        var registry = try RegistryConnection()
+        for trait in traits {
+          let key = try registry.key(named: trait.name)
+          let bytes: [UInt8]
+          do throws(TraitError) {
+            bytes = try trait.bytes(size: key.size)
+          } catch {
+            // What a value has to look like only the key tells: it is an argument all the same.
+            throw ValidationError(error.message)
+          }
+          try values.setBytes(bytes.span.bytes, for: key.id)
+          keyNames[key.id] = key.name
+        }
       }
 
       guard let destination = InternetAddress(address, port: port) else {

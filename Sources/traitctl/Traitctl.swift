@@ -6,7 +6,7 @@ internal import PacketTraits
 internal import SystemPackage
 
 @main
-struct Traitctl: ParsableCommand {
+struct Traitctl: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "traitctl",
     abstract: "Packet traits: keys, and the values that packets carry.",
@@ -21,11 +21,11 @@ struct Traitctl: ParsableCommand {
       """,
     subcommands: [Keys.self, Listen.self, Send.self])
 
-  static func main() {
+  static func main() async {
     // A pipe that nobody reads is then an error of writing, which
     // reportingErrors() takes for the end, and not a signal's death.
     signal(SIGPIPE, SIG_IGN)
-    main(nil)
+    await main(nil)
   }
 }
 
@@ -38,19 +38,33 @@ extension ExitCode {
 func reportingErrors(_ body: () throws -> Void) throws {
   do {
     try body()
-  } catch let error as ExitCode {
-    throw error
-  } catch let error as TraitError {
-    complain(error.description)
-    throw error.code == .unsupportedKernel ? ExitCode.unsupportedKernel : ExitCode.failure
-  } catch let error as ValidationError {
-    throw error
-  } catch let error as Errno where error == .brokenPipe {
-    // Whoever read the output has seen enough: no message, no failure.
-    throw ExitCode.success
   } catch {
+    throw reported(error)
+  }
+}
+
+/// As the other one, of work that waits.
+func reportingErrors(awaiting body: () async throws -> Void) async throws {
+  do {
+    try await body()
+  } catch {
+    throw reported(error)
+  }
+}
+
+private func reported(_ error: any Error) -> any Error {
+  switch error {
+  case is ExitCode, is ValidationError:
+    return error
+  case let error as TraitError:
+    complain(error.description)
+    return error.code == .unsupportedKernel ? ExitCode.unsupportedKernel : ExitCode.failure
+  case Errno.brokenPipe:
+    // Whoever read the output has seen enough: no message, no failure.
+    return ExitCode.success
+  default:
     complain("\(error)")
-    throw ExitCode.failure
+    return ExitCode.failure
   }
 }
 

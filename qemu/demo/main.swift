@@ -99,11 +99,11 @@ func withKeys(_ registry: inout RegistryConnection, _ body: (DemoKeys) throws ->
     while let id = added.popLast() { try registry.remove(id) }
   }
   do {
-    let mark = try registry.add(names[0], as: UInt32.self)
+    let mark = try registry.add(names[0], as: UInt32.self, merge: .exact)
     added.append(mark.id)
-    let flow = try registry.add(names[1], as: UInt64.self)
+    let flow = try registry.add(names[1], as: UInt64.self, merge: .exact)
     added.append(flow.id)
-    let trace = try registry.add(names[2], as: TraitBytes16.self)
+    let trace = try registry.add(names[2], as: TraitBytes16.self, merge: .first)
     added.append(trace.id)
     say("keys registered:")
     for (name, id) in zip(names, added) {

@@ -356,6 +356,7 @@ static int make_key(struct netlink *netlink, struct key *key)
 	mnl_attr_put_strz(message, TRAITS_A_KEY_NAME, name);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_SIZE, key->size);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_FLAGS, key->flags);
+	mnl_attr_put_u32(message, TRAITS_A_KEY_MERGE, index % (TRAITS_MERGE_LAST + 1));
 	/* Under the number that it had: what has it on record must not take it for the same */
 	if (key->made)
 		mnl_attr_put_u32(message, TRAITS_A_KEY_ID, key->id);
