@@ -32,12 +32,27 @@ struct LayoutTests {
     #expect(TRAITS_KEY_FLAGS_OPEN_READ.rawValue == 1)
     #expect(TRAITS_KEY_FLAGS_OPEN_WRITE.rawValue == 2)
     #expect(TRAITS_KEY_FLAGS_CROSS_NETNS.rawValue == 4)
+    #expect(TRAITS_KEY_FLAGS_OWNED.rawValue == 8)
     #expect(
-      [TRAITS_CMD_KEY_NEW, TRAITS_CMD_KEY_DEL, TRAITS_CMD_KEY_GET, TRAITS_CMD_STATS_GET].map { Int($0) }
-        == [1, 2, 3, 4])
+      [
+        TRAITS_MERGE_EXACT, TRAITS_MERGE_DROP, TRAITS_MERGE_FIRST, TRAITS_MERGE_LAST, TRAITS_MERGE_MIN,
+        TRAITS_MERGE_MAX, TRAITS_MERGE_OR, TRAITS_MERGE_AND,
+      ].map(\.rawValue) == Array(0..<8))
     #expect(
-      [TRAITS_A_KEY_ID, TRAITS_A_KEY_NAME, TRAITS_A_KEY_SIZE, TRAITS_A_KEY_FLAGS].map { Int($0) }
-        == [1, 2, 3, 4])
+      [
+        TRAITS_CMD_KEY_NEW, TRAITS_CMD_KEY_DEL, TRAITS_CMD_KEY_GET, TRAITS_CMD_STATS_GET,
+        TRAITS_CMD_KEY_STATS_GET, TRAITS_CMD_KEY_NEW_NTF, TRAITS_CMD_KEY_DEL_NTF,
+      ].map { Int($0) } == Array(1...7))
+    #expect(TRAITS_MCGRP_CHANGES == "changes")
+    #expect(
+      [
+        TRAITS_A_KEY_ID, TRAITS_A_KEY_NAME, TRAITS_A_KEY_SIZE, TRAITS_A_KEY_FLAGS, TRAITS_A_KEY_MERGE,
+      ].map { Int($0) } == Array(1...5))
+    #expect(
+      [
+        TRAITS_A_KEY_STATS_ID, TRAITS_A_KEY_STATS_NAME, TRAITS_A_KEY_STATS_SET, TRAITS_A_KEY_STATS_READ,
+        TRAITS_A_KEY_STATS_DROPPED, TRAITS_A_KEY_STATS_SCRUBBED,
+      ].map { Int($0) } == Array(1...6))
     #expect(
       [
         TRAITS_A_STATS_SET, TRAITS_A_STATS_COPIED, TRAITS_A_STATS_DISCARDED,

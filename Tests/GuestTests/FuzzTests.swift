@@ -13,8 +13,8 @@ extension Guest {
       for line in output.split(separator: "\n").dropFirst() where !line.hasPrefix("compared") {
         let words = line.split(separator: " ")
         try #require(words.count == 3, "\(line)")
-        let number = Int(words[2])
-        outcomes[String(words[0]), default: [:]][String(words[1])] = try #require(number, "\(line)")
+        guard let number = Int(words[2]) else { throw LabError("no number: \(line)") }
+        outcomes[String(words[0]), default: [:]][String(words[1])] = number
       }
       return outcomes
     }

@@ -58,7 +58,7 @@ extension Guest {
 
   /// Registers keys for as long as `body` runs, with names of their own.
   static func withKeys<Value>(
-    _ sizes: [TraitSize], flags: KeyFlags = [], _ body: ([TraitID]) throws -> Value
+    _ sizes: [TraitSize], merge: MergePolicy = .exact, flags: KeyFlags = [], _ body: ([TraitID]) throws -> Value
   ) throws -> Value {
     var ids: [TraitID] = []
     defer {
@@ -70,7 +70,7 @@ extension Guest {
     do {
       var registry = try RegistryConnection()
       for size in sizes {
-        ids.append(try registry.add(uniqueName(), size: size, flags: flags).id)
+        ids.append(try registry.add(uniqueName(), size: size, merge: merge, flags: flags).id)
       }
     }
     return try body(ids)
@@ -89,6 +89,16 @@ extension Guest {
   static func uniqueName() -> String {
     nameCount += 1
     return "guest.\(getpid()).\(nameCount)"
+  }
+}
+
+extension RegistryConnection {
+  /// Registers a key of which it does not matter how it is merged.
+  @discardableResult
+  mutating func add(
+    _ name: String, size: TraitSize, id: TraitID? = nil, flags: KeyFlags = []
+  ) throws(TraitError) -> RegisteredKey {
+    try add(name, size: size, merge: .exact, id: id, flags: flags)
   }
 }
 

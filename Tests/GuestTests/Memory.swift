@@ -188,13 +188,6 @@ struct PacketModel {
     if values.isEmpty { drop() }
   }
 
-  /// Its traits had to be given up where it became so many pieces.
-  mutating func discard(count: UInt64) {
-    guard !values.isEmpty else { return }
-    drop()
-    changes += .only(discarded: count)
-  }
-
   /// The key was removed.
   mutating func lose(_ id: TraitID) { values[id.rawValue] = nil }
 

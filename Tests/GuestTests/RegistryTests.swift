@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 
+import CNetworkLab
 import CTraits
+import Foundation
 import Glibc
 import NetworkLab
 import PacketTraits
@@ -20,7 +22,7 @@ extension Guest {
     }
 
     @Test(
-      "gives back what was registered", arguments: TraitSize.allCases, (0..<8).map { UInt32($0) })
+      "gives back what was registered", arguments: TraitSize.allCases, (0..<16).map { UInt32($0) })
     func roundTrip(size: TraitSize, bits: UInt32) throws {
       var registry = try RegistryConnection()
       let name = Guest.uniqueName()
@@ -120,35 +122,50 @@ extension Guest {
       func name(_ value: String) -> GenericRequest.Attribute { .init(Int(TRAITS_A_KEY_NAME), value) }
       func size(_ value: UInt32) -> GenericRequest.Attribute { .init(Int(TRAITS_A_KEY_SIZE), value) }
       func flags(_ value: UInt32) -> GenericRequest.Attribute { .init(Int(TRAITS_A_KEY_FLAGS), value) }
+      func merge(_ value: UInt32) -> GenericRequest.Attribute { .init(Int(TRAITS_A_KEY_MERGE), value) }
       return [
-        ("an empty name", new, [name(""), size(4)], "name"),
-        ("a capital", new, [name("Wrong"), size(4)], "name"),
-        ("a space", new, [name("wro ng"), size(4)], "name"),
-        ("a slash", new, [name("wro/ng"), size(4)], "name"),
-        ("a byte above 127", new, [name("wrong\u{e9}"), size(4)], "name"),
-        ("32 characters", new, [name(String(repeating: "w", count: 32)), size(4)], "name"),
+        ("an empty name", new, [name(""), size(4), merge(0)], "name"),
+        ("a capital", new, [name("Wrong"), size(4), merge(0)], "name"),
+        ("a space", new, [name("wro ng"), size(4), merge(0)], "name"),
+        ("a slash", new, [name("wro/ng"), size(4), merge(0)], "name"),
+        ("a byte above 127", new, [name("wrong\u{e9}"), size(4), merge(0)], "name"),
+        ("32 characters", new, [name(String(repeating: "w", count: 32)), size(4), merge(0)], "name"),
         (
           "a name without its NUL", new,
-          [.init(Int(TRAITS_A_KEY_NAME), bytes: Array(repeating: 119, count: 40)), size(4)], "name"
+          [.init(Int(TRAITS_A_KEY_NAME), bytes: Array(repeating: 119, count: 40)), size(4), merge(0)], "name"
         ),
-        ("size 0", new, [name("wrong"), size(0)], "size"),
-        ("size 2", new, [name("wrong"), size(2)], "size"),
-        ("size 5", new, [name("wrong"), size(5)], "size"),
-        ("size 12", new, [name("wrong"), size(12)], "size"),
-        ("size 32", new, [name("wrong"), size(32)], "size"),
-        ("size 2^32 - 4", new, [name("wrong"), size(.max - 3)], "size"),
-        ("number 64", new, [name("wrong"), size(4), id(64)], "id"),
-        ("number 2^32 - 1", new, [name("wrong"), size(4), id(.max)], "id"),
-        ("flags 8", new, [name("wrong"), size(4), flags(8)], "flags"),
-        ("flags 2^31", new, [name("wrong"), size(4), flags(1 << 31)], "flags"),
-        ("no name", new, [size(4)], nil),
-        ("no size", new, [name("wrong")], nil),
+        ("size 0", new, [name("wrong"), size(0), merge(0)], "size"),
+        ("size 2", new, [name("wrong"), size(2), merge(0)], "size"),
+        ("size 5", new, [name("wrong"), size(5), merge(0)], "size"),
+        ("size 12", new, [name("wrong"), size(12), merge(0)], "size"),
+        ("size 32", new, [name("wrong"), size(32), merge(0)], "size"),
+        ("size 2^32 - 4", new, [name("wrong"), size(.max - 3), merge(0)], "size"),
+        ("number 64", new, [name("wrong"), size(4), merge(0), id(64)], "id"),
+        ("number 2^32 - 1", new, [name("wrong"), size(4), merge(0), id(.max)], "id"),
+        ("flags 16", new, [name("wrong"), size(4), merge(0), flags(16)], "flags"),
+        ("flags 2^31", new, [name("wrong"), size(4), merge(0), flags(1 << 31)], "flags"),
+        ("no name", new, [size(4), merge(0)], nil),
+        ("no size", new, [name("wrong"), merge(0)], nil),
+        ("no policy", new, [name("wrong"), size(4)], nil),
+        ("policy 8", new, [name("wrong"), size(4), merge(8)], "merge"),
+        ("policy 2^32 - 1", new, [name("wrong"), size(4), merge(.max)], "merge"),
+        ("min of 16 bytes", new, [name("wrong"), size(16), merge(4)], "merge"),
+        ("max of 16 bytes", new, [name("wrong"), size(16), merge(5)], "merge"),
+        ("or of 16 bytes", new, [name("wrong"), size(16), merge(6)], "merge"),
+        ("and of 16 bytes", new, [name("wrong"), size(16), merge(7)], "merge"),
+        (
+          "a policy of 8 bytes", new,
+          [name("wrong"), size(4), .init(Int(TRAITS_A_KEY_MERGE), bytes: [0, 0, 0, 0, 0, 0, 0, 0])], "merge"
+        ),
         ("nothing", new, [], nil),
         (
           "a size of 2 bytes", new,
-          [name("wrong"), .init(Int(TRAITS_A_KEY_SIZE), bytes: [4, 0])], "size"
+          [name("wrong"), .init(Int(TRAITS_A_KEY_SIZE), bytes: [4, 0]), merge(0)], "size"
         ),
-        ("an unknown attribute", new, [name("wrong"), size(4), .init(99, UInt32(1))], "attribute 99"),
+        (
+          "an unknown attribute", new, [name("wrong"), size(4), merge(0), .init(99, UInt32(1))],
+          "attribute 99"
+        ),
         ("removal of nothing", del, [], nil),
         ("removal of number 64", del, [id(64)], "id"),
         ("a look at nothing", get, [], nil),
@@ -248,13 +265,260 @@ extension Guest {
         let listed = try Command(inside + ["list"]).wait()
         #expect(listed.status == 0, "\(listed.errors)")
         #expect(listed.output.contains(name))
-        for change in [["add", "wrong", "--size", "4"], ["del", name]] {
+        for change in [["add", "wrong", "--size", "4", "--merge", "exact"], ["del", name]] {
           let refused = try Command(inside + change).wait()
           #expect(refused.status == 1)
           #expect(refused.errors.contains("CAP_NET_ADMIN in the initial user namespace"), "\(refused.errors)")
         }
         #expect(try registry.key(ids[0]).name == name)
       }
+    }
+
+    @Test("keeps which policy a key has", arguments: MergePolicy.allCases)
+    func policy(merge: MergePolicy) throws {
+      var registry = try RegistryConnection()
+      let key = try registry.add(Guest.uniqueName(), size: .bytes8, merge: merge)
+      #expect(key.merge == merge)
+      #expect(try registry.key(key.id) == key)
+      #expect(try registry.remove(key.id) == key)
+    }
+
+    @Test("speaks with the kernel's own client, by the specification as it is")
+    func specification() throws {
+      struct Key: Decodable, Equatable {
+        var id: UInt32
+        var name: String
+        var size: Int
+        var flags: Set<String>
+        var merge: String
+      }
+      struct Counters: Decodable {
+        var id: UInt32
+        var set: UInt64
+      }
+      let tree = try #require(getenv("PACKET_TRAITS_TREE").map { String(cString: $0) })
+      func run(_ arguments: [String]) throws -> Command.Outcome {
+        try Command(
+          [
+            "python3", "\(tree)/tools/net/ynl/cli.py", "--output-json", "--spec",
+            "\(tree)/Documentation/netlink/specs/traits.yaml",
+          ] + arguments
+        ).wait(limit: .seconds(60))
+      }
+      func reply<Value: Decodable>(_ type: Value.Type, _ arguments: String...) throws -> Value {
+        let outcome = try run(arguments)
+        guard outcome.status == 0 else { throw LabError("\(arguments): \(outcome.errors)") }
+        return try JSONDecoder().decode(Value.self, from: Data(outcome.output.utf8))
+      }
+
+      let name = Guest.uniqueName()
+      let request = #"{"name": "\#(name)", "size": 8, "merge": "last", "flags": ["open-read", "cross-netns"]}"#
+      let key = try reply(Key.self, "--do", "key-new", "--json", request)
+      #expect(
+        key
+          == Key(id: key.id, name: name, size: 8, flags: ["open-read", "cross-netns"], merge: "last"))
+      var registry = try RegistryConnection()
+      let registered = try registry.key(named: name)
+      #expect(registered.id.rawValue == key.id)
+      #expect(registered.merge == .last)
+      #expect(registered.flags == [.openRead, .crossesNetworkNamespaces])
+
+      #expect(try reply([Key].self, "--dump", "key-get").contains(key))
+      #expect(try reply(Key.self, "--do", "key-get", "--json", #"{"name": "\#(name)"}"#) == key)
+      #expect(try reply([Counters].self, "--dump", "key-stats-get").contains { $0.id == key.id && $0.set == 0 })
+      #expect(try reply([String: UInt64].self, "--do", "stats-get").keys.contains("evicted"))
+      let refused = try run([
+        "--do", "key-new", "--json", #"{"name": "\#(name)", "size": 8, "merge": "last"}"#,
+      ])
+      #expect(refused.status != 0)
+      #expect((refused.output + refused.errors).contains("is key \(key.id)"), "\(refused.errors)")
+      #expect(try reply(Key.self, "--do", "key-del", "--json", #"{"id": \#(key.id)}"#) == key)
+    }
+
+    // MARK: Keys that end with who made them
+
+    @Test("removes what a connection owns when it is closed, and nothing else")
+    func owned() throws {
+      var registry = try RegistryConnection()
+      let before = try registry.keys()
+      let kept: RegisteredKey
+      let others: [RegisteredKey]
+      do {
+        var owner = try RegistryConnection()
+        var second = try RegistryConnection()
+        others = try (0..<3).map { _ in
+          try owner.add(Guest.uniqueName(), size: .bytes8, flags: .owned)
+        }
+        kept = try owner.add(Guest.uniqueName(), size: .bytes8)
+        let fourth = try second.add(Guest.uniqueName(), size: .bytes8, flags: .owned)
+        #expect(try registry.keys().count == before.count + 5)
+        // Others may remove it, too.
+        try registry.remove(others[1].id)
+        #expect(try owner.keys().count == before.count + 4)
+        try second.remove(fourth.id)
+      }
+      #expect(try registry.keys() == (before + [kept]).sorted { $0.id < $1.id })
+      // Under a number that was owned a key is a new one.
+      let again = try registry.add(others[0].name, size: .bytes4, id: others[0].id)
+      #expect(again.flags.isEmpty)
+      try registry.remove(again.id)
+      try registry.remove(kept.id)
+    }
+
+    @Test("removes what a program owned that is killed")
+    func killed() throws {
+      var registry = try RegistryConnection()
+      let name = Guest.uniqueName()
+      let before = try registry.keys()
+      let child: pid_t
+      do {
+        var owner = try RegistryConnection()
+        try owner.add(name, size: .bytes4, flags: .owned)
+        child = lab_fork_idle()
+        try #require(child > 0)
+      }
+      // Closed here, the connection is still open there: it is the socket that counts.
+      #expect(try registry.keys().contains { $0.name == name })
+      kill(child, SIGKILL)
+      #expect(waitpid(child, nil, 0) == child)
+      #expect(try registry.keys() == before)
+    }
+
+    // MARK: Changes
+
+    /// The next change, which is to come within ten seconds.
+    private func next(
+      _ iterator: inout RegistryChanges.AsyncIterator, sourceLocation: SourceLocation = #_sourceLocation
+    ) async throws -> RegistryChange {
+      try #require(try await iterator.next(), sourceLocation: sourceLocation)
+    }
+
+    @Test("tells of keys that come and go, in order, in every network namespace", .timeLimit(.minutes(1)))
+    func changes() async throws {
+      let namespace = try NetworkNamespace("changes")
+      defer { namespace.remove() }
+      var registry = try RegistryConnection()
+      let before = try registry.keys()
+      for changes in [try RegistryChanges(), try namespace.run { try RegistryChanges() }] {
+        var iterator = changes.makeAsyncIterator()
+        #expect(try await next(&iterator) == .keys(before))
+        let first = try registry.add(Guest.uniqueName(), size: .bytes4, merge: .last, flags: .openRead)
+        let second = try registry.add(Guest.uniqueName(), size: .bytes16, merge: .drop)
+        try registry.remove(first.id)
+        #expect(try await next(&iterator) == .added(first))
+        #expect(try await next(&iterator) == .added(second))
+        #expect(try await next(&iterator) == .removed(first))
+        // What nobody waits for is kept; who waits is told.
+        let removed = Task {
+          var iterator = changes.makeAsyncIterator()
+          return try await iterator.next()
+        }
+        try await Task.sleep(for: .milliseconds(50))
+        try registry.remove(second.id)
+        #expect(try await removed.value == .removed(second))
+      }
+    }
+
+    @Test("tells of owned keys, and without privilege", .timeLimit(.minutes(1)))
+    func changesOfOthers() async throws {
+      let changes = try asUser { try RegistryChanges() }
+      var iterator = changes.makeAsyncIterator()
+      guard case .keys(let before) = try await next(&iterator) else {
+        Issue.record("the first is no list")
+        return
+      }
+      let key = try {
+        var owner = try RegistryConnection()
+        return try owner.add(Guest.uniqueName(), size: .bytes4, flags: .owned)
+      }()
+      #expect(!before.contains(key))
+      #expect(try await next(&iterator) == .added(key))
+      #expect(try await next(&iterator) == .removed(key))
+    }
+
+    @Test("lists all keys again where there was no room for changes", .timeLimit(.minutes(1)))
+    func missedChanges() async throws {
+      let changes = try RegistryChanges(receiveBufferSize: 1)
+      var iterator = changes.makeAsyncIterator()
+      var registry = try RegistryConnection()
+      #expect(try await next(&iterator) == .keys(try registry.keys()))
+      // More than there is room for, and an end that only a list tells of.
+      for _ in 0..<200 {
+        let key = try registry.add(Guest.uniqueName(), size: .bytes4)
+        try registry.remove(key.id)
+      }
+      let last = try registry.add(Guest.uniqueName(), size: .bytes4)
+      var lists = 0
+      var table: [TraitID: RegisteredKey] = [:]
+      while table[last.id] != last {
+        switch try await next(&iterator) {
+        case .keys(let all):
+          lists += 1
+          table = Dictionary(uniqueKeysWithValues: all.map { ($0.id, $0) })
+        case .added(let key): table[key.id] = key
+        case .removed(let key): table[key.id] = nil
+        }
+      }
+      #expect(lists >= 1)
+      #expect(try table.values.sorted { $0.id < $1.id } == registry.keys())
+      try registry.remove(last.id)
+    }
+
+    @Test("tells nobody any more whose task is cancelled", .timeLimit(.minutes(1)))
+    func cancelledChanges() async throws {
+      let changes = try RegistryChanges()
+      let task = Task {
+        var count = 0
+        for try await _ in changes { count += 1 }
+        return count
+      }
+      try await Task.sleep(for: .milliseconds(100))
+      task.cancel()
+      #expect(try await task.value == 1)
+    }
+
+    // MARK: Counters of a key
+
+    @Test("counts what happens to the values of each key", arguments: [Route.ipv4, .ipv6])
+    func keyStatistics(route: Route) throws {
+      let sending = try NetworkNamespace("sender")
+      defer { sending.remove() }
+      let receiving = try NetworkNamespace("receiver")
+      defer { receiving.remove() }
+      let cable = try VethPair(from: sending, to: receiving)
+      try Guest.withKeys([.bytes4, .bytes8], flags: .crossesNetworkNamespaces) { crossing in
+        try Guest.withKeys([.bytes16]) { local in
+          let inbox = try cable.inbox(route, [crossing[0]] + local)
+          let outbox = try cable.outbox(route)
+          try outbox.setSentTraits(
+            try Traits([
+              (crossing[0], [1, 2, 3, 4]), (crossing[1], [UInt8](repeating: 8, count: 8)),
+              (local[0], [UInt8](repeating: 16, count: 16)),
+            ]))
+          for sequence in 0..<5 as Range<UInt32> {
+            try outbox.send(TagProgram.payload(sequence), to: try cable.destination(route))
+            _ = try inbox.arrival()
+          }
+          var registry = try RegistryConnection()
+          let found = try (crossing + local).map { try registry.statistics(of: $0) }
+          #expect(found.map(\.id) == crossing + local)
+          #expect(try found.map(\.name) == (crossing + local).map { try registry.key($0).name })
+          #expect(found.map(\.set) == [5, 5, 5])
+          #expect(found.map(\.dropped) == [0, 0, 0])
+          if !Guest.storesMayFail {
+            #expect(found.map(\.read) == [5, 0, 0])
+            #expect(found.map(\.scrubbed) == [0, 0, 5])
+          }
+          let listed = try registry.keyStatistics().filter { (crossing + local).contains($0.id) }
+          #expect(listed == found.sorted { $0.id < $1.id })
+        }
+      }
+      var registry = try RegistryConnection()
+      let key = try registry.add(Guest.uniqueName(), size: .bytes4)
+      let fresh = try registry.statistics(of: key.id)
+      #expect([fresh.set, fresh.read, fresh.dropped, fresh.scrubbed] == [0, 0, 0, 0])
+      try registry.remove(key.id)
+      expect(.noSuchKey, naming: "there is no such key") { try registry.statistics(of: key.id) }
     }
 
     @Test("lists keys consistently while they change")

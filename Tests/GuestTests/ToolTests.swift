@@ -20,13 +20,15 @@ extension Guest {
       var open_read: Bool
       var open_write: Bool
       var cross_netns: Bool
+      var owned: Bool
+      var merge: String
     }
 
     @Test("keys are added, listed and deleted")
     func keys() throws {
       let name = Guest.uniqueName()
       let added = try traitctl(
-        "keys", "add", name, "--size", "16", "--open-read", "--cross-netns")
+        "keys", "add", name, "--size", "16", "--merge", "last", "--open-read", "--cross-netns")
       #expect(added.status == 0, "\(added.errors)")
       let id = try #require(UInt32(added.output.dropLast()))
       defer {
@@ -37,7 +39,7 @@ extension Guest {
       #expect(listed.status == 0)
       let line = try #require(listed.output.split(separator: "\n").first { $0.contains(name) })
       #expect(
-        line.split(separator: " ") == ["\(id)", name[...], "16", "open-read,cross-netns"])
+        line.split(separator: " ") == ["\(id)", name[...], "16", "last", "open-read,cross-netns"])
 
       let json = try traitctl("keys", "list", "--json")
       let keys = try json.output.split(separator: "\n").map {
@@ -45,7 +47,8 @@ extension Guest {
       }
       #expect(
         keys.filter { $0.name == name } == [
-          Key(id: id, name: name, size: 16, open_read: true, open_write: false, cross_netns: true)
+          Key(id: id, name: name, size: 16, open_read: true, open_write: false, cross_netns: true,
+            owned: false, merge: "last")
         ])
 
       let deleted = try traitctl("keys", "del", "\(id)")
@@ -55,7 +58,7 @@ extension Guest {
       #expect(try !registry.keys().contains { $0.name == name })
 
       // Its number again, under its name; and deleted by its name.
-      let again = try traitctl("keys", "add", name, "--size", "4", "--id", "\(id)")
+      let again = try traitctl("keys", "add", name, "--size", "4", "--merge", "exact", "--id", "\(id)")
       #expect(again.output == "\(id)\n", "\(again.errors)")
       #expect(try traitctl("keys", "del", name).status == 0)
     }
@@ -77,8 +80,12 @@ extension Guest {
         var registry = try RegistryConnection()
         let name = try registry.key(ids[0]).name
         for (arguments, message) in [
-          (["keys", "add", name, "--size", "4"], "\"\(name)\" is key \(ids[0])"),
-          (["keys", "add", "Wrong", "--size", "4"], "the name \"Wrong\" has W in it"),
+          (["keys", "add", name, "--size", "4", "--merge", "drop"], "\"\(name)\" is key \(ids[0])"),
+          (
+            ["keys", "add", "wrong", "--size", "16", "--merge", "min"],
+            "because of its merge: min, max, or, and are of sizes 4 and 8"
+          ),
+          (["keys", "add", "Wrong", "--size", "4", "--merge", "drop"], "the name \"Wrong\" has W in it"),
           (["keys", "del", "no.such.key"], "there is no such key"),
           (["listen", "--port", "0", "--key", "no.such.key"], "there is no such key"),
         ] {
@@ -88,6 +95,61 @@ extension Guest {
           #expect(outcome.errors.contains(message), "\(outcome.errors)")
           #expect(outcome.errors.hasPrefix("traitctl: "))
         }
+      }
+    }
+
+    @Test("changes are watched, line by line")
+    func watch() throws {
+      struct Change: Decodable {
+        var change: String
+        var keys: [Key]
+      }
+      for json in [false, true] {
+        let name = Guest.uniqueName()
+        let tool = try Command.built("traitctl")
+        let script = """
+          exec 3< <(exec "$0" keys watch\(json ? " --json" : ""))
+          trap 'kill $!' EXIT
+          read -r first <&3; echo "$first"
+          "$0" keys add \(name) --size 8 --merge drop --open-read >/dev/null
+          "$0" keys del \(name)
+          while read -r line <&3; do
+            case $line in *\(name)*) echo "$line";; esac
+            case $line in *del*) exit 0;; esac
+          done
+          """
+        let outcome = try Command(["bash", "-c", script, tool]).wait(limit: .seconds(60))
+        #expect(outcome.status == 0, "\(outcome.errors)")
+        let lines = outcome.output.split(separator: "\n").map(String.init)
+        try #require(lines.count == 3, "\(outcome.output)")
+        if json {
+          let changes = try lines.map { try JSONDecoder().decode(Change.self, from: Data($0.utf8)) }
+          #expect(changes.map(\.change) == ["all", "add", "del"])
+          #expect(changes[1].keys.map(\.name) == [name])
+          #expect(changes[1].keys.map(\.merge) == ["drop"])
+          #expect(changes[2].keys == changes[1].keys)
+        } else {
+          #expect(lines[0].hasPrefix("all "))
+          #expect(lines[1].hasPrefix("add ") && lines[1].hasSuffix(" \(name) 8 drop open-read"))
+          #expect(lines[2] == "del" + lines[1].dropFirst(3))
+        }
+      }
+    }
+
+    @Test("what happened to each key's values is shown")
+    func keyStatistics() throws {
+      try Guest.withKeys([.bytes4]) { ids in
+        var registry = try RegistryConnection()
+        let name = try registry.key(ids[0]).name
+        let text = try traitctl("keys", "stats", "--keys")
+        #expect(text.status == 0, "\(text.errors)")
+        let lines = text.output.split(separator: "\n").map { $0.split(separator: " ").map(String.init) }
+        #expect(lines.first == ["ID", "NAME", "SET", "READ", "DROPPED", "SCRUBBED"])
+        #expect(lines.contains(["\(ids[0])", name, "0", "0", "0", "0"]))
+        let json = try traitctl("keys", "stats", "--keys", "--json")
+        #expect(
+          json.output.contains(
+            #"{"dropped":0,"id":\#(ids[0]),"name":"\#(name)","read":0,"scrubbed":0,"set":0}"#), "\(json.output)")
       }
     }
 
@@ -158,6 +220,8 @@ extension Guest {
           }
           let outcome = try listener.wait()
           #expect(outcome.status == 0, "\(outcome.errors)")
+          // On standard output there are data alone.
+          #expect(outcome.errors == "traitctl: receiving at [::]:\(Guest.port)\n")
           let lines = outcome.output.split(separator: "\n")
           #expect(lines.count == 3)
           let hexadecimal16 = TagProgram.value16(6).map { String(format: "%02x", $0) }.joined()

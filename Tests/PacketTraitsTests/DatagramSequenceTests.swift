@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 
+import Foundation
 import Glibc
 import Synchronization
 import SystemPackage
@@ -593,5 +594,29 @@ struct DatagramSequenceTests {
     #expect(throws: Errno.badFileDescriptor) {
       _ = try FileDescriptor(rawValue: -1).datagrams()
     }
+  }
+
+  @Test("are forgotten by the thread that waits, when they go")
+  func forgotten() async throws {
+    let poller = try SocketPoller()
+    // What epoll(7) watches, each a line (proc(5)).
+    func watched() throws -> Int {
+      let text = try String(contentsOfFile: "/proc/self/fdinfo/\(poller.epoll)", encoding: .utf8)
+      return text.split(separator: "\n").filter { $0.hasPrefix("tfd:") }.count
+    }
+    let inbox = try loopbackSocket()
+    #expect(try watched() == 0)
+    do {
+      let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor, poller: poller)
+      let wait = Task { try await readiness.wait(since: readiness.generation) }
+      for _ in 0..<10_000 where try watched() == 0 { try await Task.sleep(for: .milliseconds(1)) }
+      #expect(try watched() == 1)
+      wait.cancel()
+      try await wait.value
+      withExtendedLifetime(readiness) {}
+    }
+    // Though the socket itself is still open.
+    #expect(try watched() == 0)
+    withExtendedLifetime(inbox) {}
   }
 }

@@ -53,6 +53,62 @@ struct SendingTests {
     }
   }
 
+  @Test("with control data does what the messages say, or sends nothing", arguments: families)
+  func controlData(family: InternetAddress.Family) throws {
+    let inbox = try loopbackSocket(family)
+    let outbox = try loopbackSocket(family)
+    let payload: [UInt8] = [1, 2, 3, 4]
+    // Of segments of 2 bytes each: UDP_SEGMENT (udp(7))
+    var control = ControlData()
+    control.append(level: .init(rawValue: Int32(IPPROTO_UDP)), type: .init(rawValue: 103), UInt16(2))
+    #expect(try outbox.send(payload.span.bytes, to: try inbox.localAddress(), control: control) == 4)
+    for part in [[1, 2], [3, 4]] as [[UInt8]] {
+      var bytes = [UInt8](repeating: 0, count: 10)
+      let datagram = try inbox.receive(into: &bytes)
+      #expect(Array(bytes[..<datagram.length]) == part)
+    }
+    var wrong = ControlData()
+    wrong.append(level: .init(rawValue: Int32(IPPROTO_UDP)), type: .init(rawValue: 103), Int32(2))
+    let error = #expect(throws: TraitError.self) {
+      try outbox.send(payload.span.bytes, to: try inbox.localAddress(), control: wrong)
+    }
+    #expect(error?.underlyingError == .invalidArgument)
+    var bytes = [UInt8](repeating: 0, count: 10)
+    let nothing = #expect(throws: TraitError.self) { try inbox.receive(into: &bytes, flags: .doNotWait) }
+    #expect(nothing?.code == .wouldBlock)
+  }
+
+  @Test("of a batch goes on where there was no room any more")
+  func restOfBatch() throws {
+    // A Unix socket has room for a few datagrams, and says so.
+    var ends: [Int32] = [0, 0]
+    try #require(socketpair(AF_UNIX, Int32(SOCK_DGRAM.rawValue), 0, &ends) == 0)
+    defer { for end in ends { close(end) } }
+    let (near, far) = (FileDescriptor(rawValue: ends[0]), FileDescriptor(rawValue: ends[1]))
+    var batch = SendBatch()
+    let total = 600
+    for number in 0..<total {
+      let payload = withUnsafeBytes(of: UInt32(number)) { Array($0) }
+      batch.append(payload.span.bytes)
+    }
+    var received: [UInt32] = []
+    var rounds = 0
+    while batch.count > 0 {
+      rounds += 1
+      let results = near.sendMessages(batch, flags: .doNotWait)
+      let sent = results.prefix { (try? $0.get()) != nil }.count
+      #expect(results.dropFirst(sent).allSatisfy { $0 == .failure(.wouldBlock) })
+      batch.removeFirst(sent)
+      #expect(batch.count == results.count - sent)
+      var inbox = ReceiveBatch(capacity: total, payloadCapacity: 4)
+      for index in 0..<(try far.receiveMessages(into: &inbox)) {
+        received.append(inbox.payload(at: index).withUnsafeBytes { $0.loadUnaligned(as: UInt32.self) })
+      }
+    }
+    #expect(rounds > 1, "there was room for all")
+    #expect(received == (0..<UInt32(total)).map { $0 })
+  }
+
   @Test("of a datagram in pieces ends with the first that says so", arguments: families)
   func more(family: InternetAddress.Family) throws {
     let inbox = try loopbackSocket(family)

@@ -529,3 +529,85 @@ extension FileDescriptor {
     return FileDescriptor(rawValue: number)
   }
 }
+
+@Suite("Descriptors that come with a message")
+struct PassedDescriptorTests {
+  /// A pair of Unix sockets, of which one has sent a descriptor to the other.
+  private func withPassed(_ body: (FileDescriptor) throws -> Void) throws {
+    var ends: [Int32] = [0, 0]
+    try #require(socketpair(AF_UNIX, Int32(SOCK_DGRAM.rawValue), 0, &ends) == 0)
+    defer { for end in ends { close(end) } }
+    var control = ControlData()
+    var number = ends[0]
+    withUnsafeBytes(of: &number) {
+      control.append(level: .socket, type: .init(rawValue: Int32(SCM_RIGHTS)), data: $0.bytes)
+    }
+    let payload: [UInt8] = [1]
+    try FileDescriptor(rawValue: ends[0]).sendMessage(payload.span.bytes, control: control)
+    try body(FileDescriptor(rawValue: ends[1]))
+  }
+
+  private func expectCloseOnExec(_ control: RawSpan) throws {
+    let all = try ControlMessage.all(in: control)
+    let message = try #require(all.first { $0.type.rawValue == Int32(SCM_RIGHTS) })
+    let passed = control.extracting(message.dataRange).unsafeLoadUnaligned(as: Int32.self)
+    #expect(passed >= 0)
+    #expect(fcntl(passed, F_GETFD) & FD_CLOEXEC != 0)
+    close(passed)
+  }
+
+  @Test("are close-on-exec, one by one")
+  func one() throws {
+    try withPassed { descriptor in
+      var payload = [UInt8](repeating: 0, count: 8)
+      var control = [UInt8](repeating: 0, count: 128)
+      let message: ReceivedMessage
+      do {
+        var payloadElements = payload.mutableSpan
+        var payloadBytes = payloadElements.mutableBytes
+        var controlElements = control.mutableSpan
+        var controlBytes = controlElements.mutableBytes
+        message = try descriptor.receiveMessage(into: &payloadBytes, control: &controlBytes)
+      }
+      try expectCloseOnExec(control.span.bytes.extracting(0..<message.controlLength))
+    }
+  }
+
+  @Test("are close-on-exec in batches")
+  func batch() throws {
+    try withPassed { descriptor in
+      var batch = ReceiveBatch(capacity: 2, payloadCapacity: 8)
+      #expect(try descriptor.receiveMessages(into: &batch) == 1)
+      try batch.withControl(at: 0) { control throws in try expectCloseOnExec(control) }
+    }
+  }
+}
+
+@Suite("Addresses of bytes")
+struct AddressBytesTests {
+  @Test("are those that their notation says", arguments: ["192.0.2.1", "0.0.0.0", "2001:db8::1", "::"])
+  func roundTrip(host: String) throws {
+    let address = try #require(InternetAddress(host, port: 4711))
+    let bytes = address.bytes
+    #expect(bytes.count == (address.family == .ipv4 ? 4 : 16))
+    #expect(InternetAddress(bytes: bytes.span.bytes, port: 4711) == address)
+  }
+
+  @Test("are in network byte order, and have a scope over IPv6 alone")
+  func order() throws {
+    let newer: [UInt8] = [0xfe, 0x80] + [UInt8](repeating: 0, count: 13) + [7]
+    let linkLocal = InternetAddress(bytes: newer.span.bytes, port: 1, scope: 3)
+    #expect(linkLocal?.description == "[fe80::7%3]:1")
+    let older: [UInt8] = [192, 0, 2, 9]
+    let found = InternetAddress(bytes: older.span.bytes, port: 1, scope: 3)
+    let address = try #require(found)
+    #expect(address.description == "192.0.2.9:1")
+    #expect(address.scope == 0)
+  }
+
+  @Test("are of 4 or 16 bytes", arguments: [0, 1, 3, 5, 8, 15, 17])
+  func wrongLength(count: Int) {
+    let bytes = [UInt8](repeating: 1, count: count)
+    #expect(InternetAddress(bytes: bytes.span.bytes, port: 1) == nil)
+  }
+}

@@ -20,10 +20,12 @@ func attribute(_ type: Int, _ data: [UInt8], length: UInt16? = nil) -> [UInt8] {
 
 func keyAttributes(
   id: [UInt8] = native(UInt32(7)), name: [UInt8] = Array("flow\0".utf8),
-  size: [UInt8] = native(UInt32(8)), flags: [UInt8] = native(UInt32(5))
+  size: [UInt8] = native(UInt32(8)), flags: [UInt8] = native(UInt32(5)),
+  merge: [UInt8] = native(UInt32(2))
 ) -> [UInt8] {
   attribute(Int(TRAITS_A_KEY_ID), id) + attribute(Int(TRAITS_A_KEY_NAME), name)
     + attribute(Int(TRAITS_A_KEY_SIZE), size) + attribute(Int(TRAITS_A_KEY_FLAGS), flags)
+    + attribute(Int(TRAITS_A_KEY_MERGE), merge)
 }
 
 @Suite("Netlink replies")
@@ -36,6 +38,36 @@ struct NetlinkReplyTests {
     #expect(key.name == "flow")
     #expect(key.size == .bytes8)
     #expect(key.flags == [.openRead, .crossesNetworkNamespaces])
+    #expect(key.merge == .first)
+  }
+
+  @Test("about a key with a policy and flags of a later kernel are read")
+  func laterKernel() throws {
+    let bytes = keyAttributes(flags: native(UInt32(1 << 20)), merge: native(UInt32(99)))
+    let key = try RegisteredKey(attributes: bytes.span.bytes)
+    #expect(key.merge.rawValue == 99)
+    #expect(key.merge.description == "99")
+    #expect(key.flags.rawValue == 1 << 20)
+  }
+
+  @Test("about what happened to a key's values are read")
+  func keyStatistics() throws {
+    let bytes =
+      attribute(Int(TRAITS_A_KEY_STATS_ID), native(UInt32(63)))
+      + attribute(Int(TRAITS_A_KEY_STATS_NAME), Array("flow\0".utf8))
+      + attribute(Int(TRAITS_A_KEY_STATS_SET), native(UInt64.max))
+      + attribute(Int(TRAITS_A_KEY_STATS_READ), native(UInt32(2)))
+      + attribute(Int(TRAITS_A_KEY_STATS_DROPPED), native(UInt32(3)))
+      + attribute(Int(TRAITS_A_KEY_STATS_SCRUBBED), native(UInt64(4)))
+    let statistics = try KeyStatistics(attributes: bytes.span.bytes)
+    #expect(
+      statistics
+        == KeyStatistics(
+          id: try #require(TraitID(rawValue: 63)), name: "flow", set: .max, read: 2, dropped: 3,
+          scrubbed: 4))
+    let wrong = attribute(Int(TRAITS_A_KEY_STATS_ID), native(UInt32(64))) + bytes.dropFirst(8)
+    let error = #expect(throws: TraitError.self) { try KeyStatistics(attributes: wrong.span.bytes) }
+    #expect(error?.message.contains("key 64") == true, "\(String(describing: error))")
   }
 
   static let wrongKeys: [(String, [UInt8])] = [
@@ -54,6 +86,8 @@ struct NetlinkReplyTests {
     ("\"size\" of the kernel's reply has 2 bytes, not 4", keyAttributes(size: [8, 0])),
     ("size of 5, not 4, 8 or 16", keyAttributes(size: native(UInt32(5)))),
     ("\"flags\" of the kernel's reply has 1 bytes, not 4", keyAttributes(flags: [5])),
+    ("\"merge\" of the kernel's reply has 8 bytes, not 4", keyAttributes(merge: native(UInt64(1)))),
+    ("no attribute \"merge\"", Array(keyAttributes().dropLast(8))),
     ("no attribute \"id\"", attribute(Int(TRAITS_A_KEY_NAME), Array("flow\0".utf8))),
     ("no attribute \"id\"", []),
     ("3 bytes are left", keyAttributes() + [1, 2, 3]),
@@ -270,7 +304,9 @@ struct NetlinkRequestTests {
   @Test("reach this kernel, one by one and as a dump")
   func kernel() throws {
     var socket = try GenericNetlinkSocket()
-    #expect(try socket.family(named: "nlctrl") == UInt16(GENL_ID_CTRL))
+    let controller = try #require(try socket.family(named: "nlctrl"))
+    #expect(controller.id == UInt16(GENL_ID_CTRL))
+    #expect(controller.groups["notify"] != nil)
     #expect(try socket.family(named: "no-such-family") == nil)
     let families = try socket.exchange(
       GenericRequest(command: Int(CTRL_CMD_GETFAMILY), isDump: true), family: UInt16(GENL_ID_CTRL)
@@ -330,10 +366,89 @@ struct KeyNameTests {
   @Test("with a size other than the type's are refused")
   func typed() throws {
     let key = RegisteredKey(
-      id: try #require(TraitID(rawValue: 3)), name: "flow", size: .bytes8, flags: [])
+      id: try #require(TraitID(rawValue: 3)), name: "flow", size: .bytes8, flags: [], merge: .exact)
     #expect(try key.typed(as: UInt64.self).id == key.id)
     let error = #expect(throws: TraitError.self) { try key.typed(as: UInt32.self) }
     #expect(error?.code == .sizeMismatch)
     #expect(error?.message == "key \"flow\" is registered with a size of 8 bytes, not the 4 of UInt32")
+  }
+}
+
+@Suite("Changes of the registry")
+struct RegistryChangeTests {
+  private static let family: UInt16 = 30
+
+  private func notice(_ command: Int, type: UInt16 = family, _ attributes: [UInt8] = keyAttributes())
+    -> [UInt8]
+  {
+    let header = native(UInt32(20 + attributes.count)) + native(type) + native(UInt16(0))
+    return header + native(UInt32(0)) + native(UInt32(0)) + [UInt8(command), 1, 0, 0] + attributes
+  }
+
+  private func key(_ number: UInt32, _ name: String = "flow") throws -> RegisteredKey {
+    let bytes = keyAttributes(id: native(number), name: Array(name.utf8) + [0])
+    return try RegisteredKey(attributes: bytes.span.bytes)
+  }
+
+  @Test("are read one after another, and what is of something else is passed over")
+  func read() throws {
+    let bytes =
+      notice(Int(TRAITS_CMD_KEY_NEW_NTF)) + notice(Int(TRAITS_CMD_KEY_DEL_NTF))
+      + notice(Int(TRAITS_CMD_KEY_NEW_NTF), type: 31) + notice(200, [])
+      + notice(Int(TRAITS_CMD_KEY_NEW_NTF), keyAttributes(id: native(UInt32(9))))
+    #expect(
+      try RegistryChange.all(in: bytes.span.bytes, family: Self.family)
+        == [.added(key(7)), .removed(key(7)), .added(key(9))])
+  }
+
+  @Test("that are malformed are refused")
+  func malformed() throws {
+    for bytes in [
+      notice(Int(TRAITS_CMD_KEY_NEW_NTF), []), Array(notice(Int(TRAITS_CMD_KEY_NEW_NTF)).dropLast()),
+      notice(Int(TRAITS_CMD_KEY_DEL_NTF), keyAttributes(size: [])),
+      native(UInt32(18)) + native(Self.family) + [UInt8](repeating: 0, count: 12),
+    ] {
+      let error = #expect(throws: TraitError.self) {
+        try RegistryChange.all(in: bytes.span.bytes, family: Self.family)
+      }
+      #expect(error?.code == .malformedReply)
+    }
+  }
+
+  @Test("are news unless the list of all keys has them already")
+  func table() throws {
+    var table = KeyTable()
+    try table.replace([key(1), key(2)])
+    // Before the list was made: key 1 was added, and another key 2 came and went.
+    #expect(try !table.apply(.added(key(1))))
+    #expect(try !table.apply(.removed(key(2, "former"))))
+    #expect(try !table.apply(.removed(key(3))))
+    #expect(try table.keys == [key(1).id: key(1), key(2).id: key(2)])
+
+    #expect(try table.apply(.removed(key(1))))
+    #expect(try !table.apply(.removed(key(1))))
+    #expect(try table.apply(.added(key(1, "other"))))
+    #expect(try table.apply(.keys([key(5)])))
+    #expect(try table.keys == [key(5).id: key(5)])
+  }
+
+  @Test("cannot be had with a receive buffer of no size", arguments: [0, -1, Int.max])
+  func receiveBuffer(size: Int) {
+    // A kernel without packet traits says so first.
+    let error = #expect(throws: TraitError.self) { try RegistryChanges(receiveBufferSize: size) }
+    #expect(error?.code == .invalidArgument || error?.code == .unsupportedKernel)
+  }
+}
+
+@Suite("Merge policies")
+struct MergePolicyTests {
+  @Test("have the names of the registry's specification, and no others")
+  func names() {
+    #expect(
+      MergePolicy.allCases.map(\.description)
+        == ["exact", "drop", "first", "last", "min", "max", "or", "and"])
+    #expect(MergePolicy.allCases.map(\.rawValue) == Array(0..<8))
+    for policy in MergePolicy.allCases { #expect(MergePolicy(policy.description) == policy) }
+    for name in ["", "sum", "Exact", "minimum", "8"] { #expect(MergePolicy(name) == nil) }
   }
 }

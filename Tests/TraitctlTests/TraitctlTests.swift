@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 
 import ArgumentParser
+import Foundation
 import NetworkLab
 import PacketTraits
 import SystemPackage
@@ -22,7 +23,7 @@ struct TraitctlTests {
     arguments: [
       ([], ["keys", "listen", "send", "69 if this kernel has no packet traits"]),
       (["keys"], ["add", "del", "list", "stats"]),
-      (["keys", "add"], ["--size", "--id", "--open-read", "--open-write", "--cross-netns", "4, 8 or 16"]),
+      (["keys", "add"], ["--size", "--merge", "exact, drop, first, last, min, max, or, and", "--id", "--open-read", "--open-write", "--cross-netns", "4, 8 or 16"]),
       (["keys", "del"], ["name or number"]),
       (["keys", "list"], ["--json"]),
       (["keys", "stats"], ["discarded", "allocated", "evicted", "lost", "--json"]),
@@ -50,9 +51,13 @@ struct TraitctlTests {
       (["keys", "add"], "<name>"),
       (["keys", "add", "a"], "--size"),
       (["keys", "add", "a", "--size", "5"], "'4', '8' or '16'"),
-      (["keys", "add", "a", "--size", "4", "--id", "64"], "'64'"),
-      (["keys", "add", "a", "--size", "4", "--id", "-1"], "--id"),
-      (["keys", "add", "a", "--size", "4", "--open"], "--open"),
+      (["keys", "add", "a", "--size", "4"], "--merge"),
+      (["keys", "add", "a", "--size", "4", "--merge", "sum"], "'sum'"),
+      (["keys", "add", "a", "--size", "4", "--merge", "exact", "--id", "64"], "'64'"),
+      (["keys", "add", "a", "--size", "4", "--merge", "exact", "--id", "-1"], "--id"),
+      (["keys", "add", "a", "--size", "4", "--merge", "exact", "--id", "+5"], "'+5'"),
+      (["keys", "add", "a", "--size", "+4", "--merge", "exact"], "'+4'"),
+      (["keys", "add", "a", "--size", "4", "--merge", "exact", "--open"], "--open"),
       (["keys", "del"], "<key>"),
       (["listen"], "--port"),
       (["listen", "--port", "65536"], "65536"),
@@ -87,7 +92,7 @@ struct TraitctlTests {
     .disabled(if: isSupported, "this kernel has packet traits"),
     arguments: [
       ["traitctl", "keys", "list"], ["traitctl", "keys", "list", "--json"],
-      ["traitctl", "keys", "add", "a", "--size", "4"], ["traitctl", "keys", "del", "a"],
+      ["traitctl", "keys", "add", "a", "--size", "4", "--merge", "exact"], ["traitctl", "keys", "del", "a"],
       ["traitctl", "keys", "stats"], ["traitctl", "listen", "--port", "0"],
       ["traitctl", "send", "--address", "127.0.0.1", "--port", "9", "--trait", "a=1"],
       ["traits-demo"],
@@ -106,6 +111,30 @@ struct TraitctlTests {
     let outcome = try withoutReader(arguments)
     #expect(outcome.output == "0\n")
     #expect(outcome.errors.isEmpty)
+  }
+
+  @Test("sends without traits on any kernel")
+  func sendsPlain() throws {
+    let socket = try UDPSocket(.ipv4)
+    try socket.bind(to: try #require(InternetAddress("127.0.0.1", port: 0)))
+    try socket.setReceiveTimeout(.seconds(10))
+    let local = try socket.localAddress()
+    let outcome = try Command([
+      try Command.built("traitctl"), "send", "--address", "127.0.0.1", "--port", "\(local.port)", "hello",
+    ]).wait()
+    #expect(outcome.status == 0, "\(outcome.errors)")
+    #expect(outcome.output == "\(local)  length 5\n")
+    var bytes = [UInt8](repeating: 0, count: 100)
+    #expect(try socket.receive(into: &bytes).length == 5)
+    #expect(Array(bytes.prefix(5)) == Array("hello".utf8))
+  }
+
+  @Test("says in JSON that a source is not known by null")
+  func unknownSource() throws {
+    let report = DatagramReport(source: nil, length: 5, traits: [], traitsTruncated: false)
+    let text = String(decoding: try JSONEncoder().encode(report), as: UTF8.self)
+    #expect(text.contains(#""source":null"#), "\(text)")
+    #expect(report.text.hasPrefix("unknown  length 5"))
   }
 
   @Test("takes a pipe that nobody reads for the end, and no other error")
@@ -212,7 +241,7 @@ struct TraitArgumentTests {
 struct AskForAllTests {
   private let keys = (0..<4).map {
     RegisteredKey(
-      id: TraitID(rawValue: UInt32($0))!, name: "key\($0)", size: .bytes4, flags: [])
+      id: TraitID(rawValue: UInt32($0))!, name: "key\($0)", size: .bytes4, flags: [], merge: .exact)
   }
 
   /// A registry and a socket, of which a key may be gone when it is asked for.

@@ -33,33 +33,12 @@ struct {
 	__type(value, struct bpf_devmap_val);
 } ports SEC(".maps");
 
-static __always_inline int is_wanted(struct xdp_md *xdp)
-{
-	struct ethhdr *ethernet = (void *)(long)xdp->data;
-	void *end = (void *)(long)xdp->data_end;
-	struct ipv6hdr *ip6 = (void *)(ethernet + 1);
-	struct iphdr *ip = (void *)(ethernet + 1);
-	__u32 sequence;
-
-	if (script.kind == SCRIPT_PORT)
-		return is_datagram(xdp, script.port, &sequence);
-	if ((void *)(ethernet + 1) > end)
-		return 0;
-	if (script.kind == SCRIPT_ETHERTYPE)
-		return ethernet->h_proto == bpf_htons(script.port);
-	if (ethernet->h_proto == bpf_htons(ETH_P_IP))
-		return (void *)(ip + 1) <= end && ip->protocol == script.port;
-	if (ethernet->h_proto == bpf_htons(ETH_P_IPV6))
-		return (void *)(ip6 + 1) <= end && ip6->nexthdr == script.port;
-	return 0;
-}
-
 SEC("xdp")
 int script_run(struct xdp_md *xdp)
 {
 	__u32 i, j;
 
-	if (!is_wanted(xdp))
+	if (!is_packet(xdp, script.kind, script.port))
 		return XDP_PASS;
 
 	for (i = 0; i < SCRIPT_STEPS; i++) {

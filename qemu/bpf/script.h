@@ -26,13 +26,6 @@ enum script_operation {
 	SCRIPT_NEED,
 };
 
-/* What a script is for, said by its number */
-enum script_kind {
-	SCRIPT_PORT,		/* UDP or TCP */
-	SCRIPT_ETHERTYPE,
-	SCRIPT_PROTOCOL,	/* behind the IP header */
-};
-
 /* A redirection through the map "ports", not by number */
 #define SCRIPT_BY_MAP	((__u32)-1)
 

@@ -85,4 +85,34 @@ static __always_inline int is_datagram(struct xdp_md *xdp, __u32 port,
 	return 1;
 }
 
+/* What a script is for, said by its number */
+enum script_kind {
+	SCRIPT_PORT,		/* UDP or TCP */
+	SCRIPT_ETHERTYPE,
+	SCRIPT_PROTOCOL,	/* behind the IP header */
+};
+
+/* Is this one of the packets that a script is for? */
+static __always_inline int is_packet(struct xdp_md *xdp, __u32 kind,
+				     __u32 number)
+{
+	struct ethhdr *ethernet = (void *)(long)xdp->data;
+	void *end = (void *)(long)xdp->data_end;
+	struct ipv6hdr *ip6 = (void *)(ethernet + 1);
+	struct iphdr *ip = (void *)(ethernet + 1);
+	__u32 sequence;
+
+	if (kind == SCRIPT_PORT)
+		return is_datagram(xdp, number, &sequence);
+	if ((void *)(ethernet + 1) > end)
+		return 0;
+	if (kind == SCRIPT_ETHERTYPE)
+		return ethernet->h_proto == bpf_htons(number);
+	if (ethernet->h_proto == bpf_htons(ETH_P_IP))
+		return (void *)(ip + 1) <= end && ip->protocol == number;
+	if (ethernet->h_proto == bpf_htons(ETH_P_IPV6))
+		return (void *)(ip6 + 1) <= end && ip6->nexthdr == number;
+	return 0;
+}
+
 #endif /* TRAITS_BPF_H */

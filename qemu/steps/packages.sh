@@ -11,6 +11,8 @@ PACKAGES=(
 	file iproute2 kmod procps qemu-system-x86
 	# what the guest's tests set up with tools of their own
 	ethtool nftables wireguard-tools
+	# the kernel's own netlink client, which they run
+	python3-jsonschema python3-yaml
 	# the Swift package and the BPF programs
 	libbpf-dev libmnl-dev linux-libc-dev pkg-config
 	# the harness's own tests: of shell files, of the manual page

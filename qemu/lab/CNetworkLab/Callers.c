@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -119,6 +120,20 @@ int lab_has_calls32(void)
 		if (errno != EINTR)
 			return 0;
 	return WIFEXITED(status) && !WEXITSTATUS(status);
+}
+
+int lab_fork_idle(void)
+{
+	pid_t child = fork();
+
+	if (child < 0)
+		return -errno;
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	return child;
 }
 
 long lab_setsockopt32(int socket, int level, int name, const void *value, unsigned int length)

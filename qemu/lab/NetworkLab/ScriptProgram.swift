@@ -241,3 +241,44 @@ public struct HeadroomProgram {
       after: bytes.native(16), restored: bytes.native(20), taken: bytes.native(24))
   }
 }
+
+/// `table.bpf.c`: gives one packet after another traits of its own, row by row, and begins
+/// again after the last row.
+public struct TableProgram {
+  /// The most keys and rows.
+  public static let maximumKeys = 16
+  public static let maximumRows = 32
+
+  public let program: XDPProgram
+
+  /// - Parameters:
+  ///   - keys: And how long their values are.
+  ///   - rows: A value for each key, or nil where a packet has none.
+  public init(_ packets: ScriptPackets, _ keys: [(TraitID, TraitSize)], _ rows: [[[UInt8]?]]) throws {
+    precondition(keys.count <= Self.maximumKeys && rows.count <= Self.maximumRows)
+    var constants: [UInt8] = []
+    for number in [packets.number, packets.kind, UInt32(rows.count), 0] { constants.append(native: number) }
+    for index in 0..<Self.maximumKeys {
+      constants.append(native: index < keys.count ? keys[index].0.rawValue : 0)
+      constants.append(native: index < keys.count ? UInt32(keys[index].1.rawValue) : 0)
+    }
+    for number in 0..<Self.maximumRows {
+      let row = number < rows.count ? rows[number] : []
+      precondition(row.count == keys.count || number >= rows.count)
+      let cells = row + [[UInt8]?](repeating: nil, count: Self.maximumKeys - row.count)
+      constants += cells.map { $0 == nil ? 0 : 1 }
+      for cell in cells { constants += (cell ?? []) + [UInt8](repeating: 0, count: 16 - (cell?.count ?? 0)) }
+    }
+    program = try XDPProgram("table", constants: constants, map: ".rodata.table")
+  }
+
+  /// How many packets came so far.
+  ///
+  /// - Throws: `LabError` if a value could not be set.
+  public func runs() throws -> UInt64 {
+    let bytes = try program.variables(".data.results", count: 16)
+    let failures: UInt64 = bytes.native(8)
+    guard failures == 0 else { throw LabError("\(failures) values could not be set") }
+    return bytes.native(0)
+  }
+}

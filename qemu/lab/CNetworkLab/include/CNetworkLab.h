@@ -122,4 +122,9 @@ long lab_ring_recvmsg_many(struct lab_ring *ring, int socket, struct lab_message
 long lab_ring_setsockopt(struct lab_ring *ring, int socket, int level, int name,
 			 const void *value, unsigned int length);
 
+/* A process that has what this one has open, and does nothing until it is killed. Its
+ * number, or a negative errno value
+ */
+int lab_fork_idle(void);
+
 #endif /* CNETWORKLAB_H */
