@@ -6,6 +6,7 @@ import Foundation
 import Glibc
 import NetworkLab
 import PacketTraits
+import Synchronization
 import SystemPackage
 import Testing
 
@@ -312,7 +313,8 @@ extension Guest {
       }
 
       let name = Guest.uniqueName()
-      let request = #"{"name": "\#(name)", "size": 8, "merge": "last", "flags": ["open-read", "cross-netns"]}"#
+      let request =
+        #"{"name": "\#(name)", "size": 8, "merge": "last", "flags": ["open-read", "cross-netns"]}"#
       let key = try reply(Key.self, "--do", "key-new", "--json", request)
       #expect(
         key
@@ -325,7 +327,8 @@ extension Guest {
 
       #expect(try reply([Key].self, "--dump", "key-get").contains(key))
       #expect(try reply(Key.self, "--do", "key-get", "--json", #"{"name": "\#(name)"}"#) == key)
-      #expect(try reply([Counters].self, "--dump", "key-stats-get").contains { $0.id == key.id && $0.set == 0 })
+      #expect(
+        try reply([Counters].self, "--dump", "key-stats-get").contains { $0.id == key.id && $0.set == 0 })
       #expect(try reply([String: UInt64].self, "--do", "stats-get").keys.contains("evicted"))
       let refused = try run([
         "--do", "key-new", "--json", #"{"name": "\#(name)", "size": 8, "merge": "last"}"#,
@@ -475,6 +478,86 @@ extension Guest {
       try await Task.sleep(for: .milliseconds(100))
       task.cancel()
       #expect(try await task.value == 1)
+    }
+
+    // MARK: Races
+
+    /// Which registration of the key is the latest one, of those that are complete.
+    private static let epoch = Atomic<UInt64>(0)
+
+    private static let isLong = getenv("PACKET_TRAITS_LONG") != nil
+
+    @Test(
+      "no value is read under another key than it was written under, however fast keys change",
+      .timeLimit(.minutes(isLong ? 120 : 10)), arguments: [Route.ipv4, .ipv6])
+    func churn(route: Route) throws {
+      // Of both families together at least 60,000 changes and 200,000 packets with traits.
+      let (changes, packets): (UInt64, UInt64) = Self.isLong ? (30_000, 100_000) : (300, 1_000)
+      let sending = try NetworkNamespace("sender")
+      defer { sending.remove() }
+      let receiving = try NetworkNamespace("receiver")
+      defer { receiving.remove() }
+      let cable = try VethPair(from: sending, to: receiving)
+      try Guest.withKeys([.bytes8, .bytes16], flags: .crossesNetworkNamespaces) { ids in
+        let (id, steady) = (ids[0], ids[1])
+        let name = try {
+          var registry = try RegistryConnection()
+          return try registry.key(id).name
+        }()
+        let inbox = try cable.inbox(route, ids)
+        let outbox = try cable.outbox(route)
+        let destination = try cable.destination(route)
+        let (near, far) = (outbox.fileDescriptor, inbox.fileDescriptor)
+        let constant = [UInt8](repeating: 0x5a, count: 16)
+        Self.epoch.store(0, ordering: .releasing)
+        var batch = SendBatch()
+        for _ in 0..<16 { batch.append(TagProgram.payload(1).span.bytes, to: destination) }
+        var arrivals = ReceiveBatch(capacity: 16, payloadCapacity: 100)
+        var (with, without) = (UInt64(0), UInt64(0))
+        try repeating {
+          // A new key with the former one's number and name; packets that are under way have
+          // values of the former one.
+          var registry = try RegistryConnection()
+          try registry.remove(id)
+          let key = try registry.add(
+            name, size: .bytes8, merge: .last, id: id, flags: .crossesNetworkNamespaces)
+          guard key.id == id else { throw LabError("key \(key.id) in place of \(id)") }
+          let epoch = Self.epoch.load(ordering: .relaxed) + 1
+          Self.epoch.store(epoch, ordering: .releasing)
+          try far.setReceivedTraits(TraitMask(ids))
+          try near.setSentTraits(
+            try Traits([(id, withUnsafeBytes(of: epoch) { Array($0) }), (steady, constant)]))
+        } during: { rounds in
+          // Each is a removal and a registration.
+          while try 2 * UInt64(rounds.count()) < changes || with < packets {
+            let before = Self.epoch.load(ordering: .acquiring)
+            let results = try outbox.send(batch)
+            var left = results.count { (try? $0.get()) != nil }
+            while left > 0 {
+              let count = try inbox.receive(into: &arrivals)
+              left -= count
+              for index in 0..<count {
+                let traits = try arrivals.datagram(at: index).traits
+                if let value = traits.bytes(of: id) {
+                  let epoch = value.withUnsafeBytes { $0.loadUnaligned(as: UInt64.self) }
+                  // That of a key that was registered then, or of one that came later.
+                  try #require(
+                    epoch >= before && epoch <= Self.epoch.load(ordering: .acquiring),
+                    "epoch \(epoch), but it was \(before) before")
+                  with += 1
+                } else {
+                  without += 1
+                }
+                let other = traits.bytes(of: steady)
+                try #require(other == constant || other == nil)
+              }
+            }
+          }
+          print(
+            "churn: \(2 * (try rounds.count())) changes of keys, \(with) packets with a value, \(without) without"
+          )
+        }
+      }
     }
 
     // MARK: Counters of a key
