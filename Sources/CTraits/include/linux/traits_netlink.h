@@ -3,8 +3,8 @@
 /*	Documentation/netlink/specs/traits.yaml */
 /* YNL-GEN uapi header */
 
-#ifndef _UAPI_LINUX_TRAITS_NETLINK_H
-#define _UAPI_LINUX_TRAITS_NETLINK_H
+#ifndef _LINUX_TRAITS_NETLINK_H
+#define _LINUX_TRAITS_NETLINK_H
 
 #define TRAITS_FAMILY_NAME	"traits"
 #define TRAITS_FAMILY_VERSION	1
@@ -109,4 +109,4 @@ enum {
 
 #define TRAITS_MCGRP_CHANGES	"changes"
 
-#endif /* _UAPI_LINUX_TRAITS_NETLINK_H */
+#endif /* _LINUX_TRAITS_NETLINK_H */
