@@ -12,7 +12,7 @@ const volatile struct table {
 	__u32 port;		/* or as "kind" says */
 	__u32 kind;
 	__u32 rows;
-	__u32 reserved;
+	__u32 removes;		/* all that was set, again */
 	struct {
 		__u32 id;
 		__u32 size;	/* 0: no key, and none behind it */
@@ -52,6 +52,8 @@ int table_run(struct xdp_md *xdp)
 			value[j] = table.cells[row].values[i][j];
 		if (bpf_xdp_trait_set(xdp, table.keys[i].id, value, size, 0))
 			__sync_fetch_and_add(&table_results.failures, 1);
+		else if (table.removes)
+			bpf_xdp_trait_del(xdp, table.keys[i].id, 0);
 	}
 	return XDP_PASS;
 }

@@ -106,14 +106,40 @@ bench_unused() {
 	step "bench: done, in instructions a packet ($directory/unused.tsv)"
 }
 
+# bench_merge: GRO with traits that are equal, that differ, and without, by turns in one boot
+bench_merge() {
+	local directory=$RESULTS/bench-merge status=0
+	install_packages
+	find_toolchain
+	lock_cache
+	prepare_guest patched-bench
+	swift_build "traitctl" --product traitctl
+	build_bpf
+	build_guest_program "$BENCH_DIRECTORY/merge.c" -lbpf
+	rm -rf "$directory"
+	mkdir -p "$directory"
+
+	step "bench: datagrams that GRO merges, one processor that counts instructions"
+	ACCELERATION=(--disable-kvm)
+	GUEST_CPUS=1
+	GUEST_ARGUMENTS=(--qemu-opts='-icount shift=0,sleep=off')
+	boot_guest "$directory" $BENCH_LIMIT qemu/guest/merge "$GUEST_PROGRAMS/merge" "$ROOT/.build/debug/traitctl" \
+		"$directory" || status=$?
+	[ $status -eq 0 ] || fail "the benchmark ended with status $status" \
+		"Its output: $directory/output.log" "The kernel's log: $directory/console.log"
+	awk -f "$BENCH_DIRECTORY/merge.awk" "$directory/merge.tsv" | tee "$directory/table.txt"
+	step "bench: done, in instructions a datagram ($directory/merge.tsv)"
+}
+
 help_bench() {
 	cat <<-E
 	Usage: qemu/vm bench store
 	       qemu/vm bench unused [--boots N]
+	       qemu/vm bench merge
 
 	Counts instructions. The figures do not depend on how fast or how busy the machine is, but on the
 	compiler. Tables go to standard output, and with the figures that they were made from to
-	.build-vm/results/bench-store and bench-unused.
+	.build-vm/results/bench-store, bench-unused and bench-merge.
 
 	  store    set, get and delete of the series' store, beside a slot for each key and an earlier
 	           layout, compiled as programs: takes seconds and builds no kernel. Installs valgrind.
@@ -122,10 +148,13 @@ help_bench() {
 	           turns, always under software emulation. Two more kernels are built for it, once; a
 	           boot takes half a minute.
 
+	  merge    datagrams that GRO merges: all with equal traits, each with traits of its own, and
+	           none with any, by turns in one boot of the kernel that unused has built.
+
 	  --boots N   of unused: boots of each kernel (default 9; at least 6, as fewer have no 95 %
 	              interval)
 
-	Both need the kernel's source with the series, and get it if the cache does not have it.
+	All need the kernel's source with the series, and get it if the cache does not have it.
 
 	docs/performance.md tells how to read them.
 	E
@@ -134,8 +163,8 @@ help_bench() {
 command_bench() {
 	local what=${1:-} boots=9
 	case $what in
-	store | unused) shift ;;
-	*) usage_error "bench: store or unused, not '$what'" bench ;;
+	store | unused | merge) shift ;;
+	*) usage_error "bench: store, unused or merge, not '$what'" bench ;;
 	esac
 	while [ $# -gt 0 ]; do
 		case $what:$1 in
@@ -152,5 +181,6 @@ command_bench() {
 	case $what in
 	store) bench_store ;;
 	unused) bench_unused "$boots" ;;
+	merge) bench_merge ;;
 	esac
 }

@@ -5,7 +5,7 @@
 test_what_and_how_often_are_checked() {
 	vm bench
 	ends 64
-	says "store or unused, not ''"
+	says "store, unused or merge, not ''"
 	vm bench everything
 	ends 64
 	says "'everything'"
@@ -17,6 +17,17 @@ test_what_and_how_often_are_checked() {
 	vm bench store --boots 9
 	ends 64
 	says "what is '--boots'"
+	vm bench merge --boots 9
+	ends 64
+	says "what is '--boots'"
+}
+
+test_merging_is_set_against_none() {
+	printf '%s\t9600\t%s\t%s\n' without 1000.00 1.00 equal 1015.00 1.00 different 2000.00 40.00 >"$WORK/merge.tsv"
+	same 'traits      instructions   against none   datagrams of 40
+without           1000.0         +0.00 %              1.00
+equal             1015.0         +1.50 %              1.00
+different         2000.0       +100.00 %             40.00' "$(awk -f "$CLONE/qemu/bench/merge.awk" "$WORK/merge.tsv")"
 }
 
 # boots_tsv UNPATCHED... -- PATCHED...: one scenario
