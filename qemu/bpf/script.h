@@ -24,6 +24,12 @@ enum script_operation {
 	SCRIPT_POP_VLAN,
 	SCRIPT_CLONE,
 	SCRIPT_NEED,
+	SCRIPT_ADJUST_ROOM,
+	SCRIPT_CHANGE_TAIL,
+	SCRIPT_CHANGE_HEAD,
+	SCRIPT_CHANGE_PROTO,
+	/* routes */
+	SCRIPT_ENCAPSULATE,
 };
 
 /* A redirection through the map "ports", not by number */

@@ -10,6 +10,7 @@
 #define MAY_WRITE	1	/* set and delete */
 #define MAY_CHANGE	2	/* push headers, send clones */
 #define MAY_REDIRECT	4	/* to the other end of a cable */
+#define MAY_ENCAPSULATE	8	/* put an IP header in front */
 
 /* The header of an IPv6 fragment, which follows the packet's */
 #define IPV6_FRAGMENT 44
@@ -61,6 +62,10 @@ static __always_inline int name(context from, __u32 port)		\
 #define load_memory(data, offset, to, size)				\
 	bpf_probe_read_kernel(to, size, (data) + (offset))
 
+#define load_route(skb, offset, to, size)				\
+	bpf_skb_load_bytes(skb, offset, to, size)
+
+DEFINE_MATCH(is_lwt_for, struct __sk_buff *, load_route)
 DEFINE_MATCH(is_skb_for, struct __sk_buff *, load_skb)
 DEFINE_MATCH(is_memory_for, const unsigned char *, load_memory)
 
@@ -101,6 +106,28 @@ static __always_inline int write_meta(struct __sk_buff *skb, const __u8 *value)
 	return 0;
 }
 
+/* From the first to the second address at @ends, 4 bytes each: IPv4 in IPv4 */
+static __always_inline int encapsulate(struct __sk_buff *skb, const __u8 *ends)
+{
+	struct iphdr header = {
+		.version = 4,
+		.ihl = 5,
+		.ttl = 64,
+		.protocol = IPPROTO_IPIP,
+		.tot_len = bpf_htons(sizeof(header) + skb->len),
+	};
+	__u32 sum = 0;
+	int i;
+
+	__builtin_memcpy(&header.saddr, ends, 8);
+	for (i = 0; i < sizeof(header) / 2; i++)
+		sum += ((__u16 *)&header)[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	header.check = ~(sum + (sum >> 16));
+	return bpf_lwt_push_encap(skb, BPF_LWT_ENCAP_IP, &header,
+				  sizeof(header));
+}
+
 static __always_inline void run(struct __sk_buff *skb, int may)
 {
 	__u32 i, j;
@@ -133,6 +160,18 @@ static __always_inline void run(struct __sk_buff *skb, int may)
 			status = bpf_clone_redirect(skb, step->delta, 0);
 		else if (may & MAY_CHANGE && operation == SCRIPT_WRITE_META)
 			status = write_meta(skb, value);
+		else if (may & MAY_CHANGE && operation == SCRIPT_ADJUST_ROOM)
+			status = bpf_skb_adjust_room(skb, step->delta,
+						     BPF_ADJ_ROOM_MAC, 0);
+		else if (may & MAY_CHANGE && operation == SCRIPT_CHANGE_TAIL)
+			status = bpf_skb_change_tail(skb, skb->len + step->delta,
+						     0);
+		else if (may & MAY_CHANGE && operation == SCRIPT_CHANGE_HEAD)
+			status = bpf_skb_change_head(skb, step->delta, 0);
+		else if (may & MAY_CHANGE && operation == SCRIPT_CHANGE_PROTO)
+			status = bpf_skb_change_proto(skb, bpf_htons(key), 0);
+		else if (may & MAY_ENCAPSULATE && operation == SCRIPT_ENCAPSULATE)
+			status = encapsulate(skb, value);
 		else
 			status = -1;
 
@@ -158,6 +197,18 @@ int name(struct __sk_buff *skb)						\
 
 PROGRAM("tc", skb_classifier, MAY_WRITE | MAY_CHANGE | MAY_REDIRECT)
 PROGRAM("action", skb_action, MAY_WRITE | MAY_CHANGE)
+/* A route's program sees the packet from its IP header on, and may read it from
+ * there only.
+ */
+SEC("lwt_xmit")
+int skb_route(struct __sk_buff *skb)
+{
+	if (!is_lwt_for(skb, script.port))
+		return BPF_OK;
+	run(skb, MAY_WRITE | MAY_ENCAPSULATE);
+	return script.action;
+}
+
 PROGRAM("cgroup_skb/ingress", skb_group_ingress, MAY_WRITE)
 PROGRAM("cgroup_skb/egress", skb_group_egress, MAY_WRITE)
 PROGRAM("socket", skb_socket_filter, 0)

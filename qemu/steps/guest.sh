@@ -12,10 +12,24 @@ KVM_PROBE_LIMIT=25
 GUEST_MEMORY=2G
 GUEST_CPUS=2
 
-# Two network cards that are joined by a hub: what one sends the other receives, and nobody
-# else. The tests know them by their addresses (Tests/GuestTests/WireTests.swift). Without ROMs
-# to boot from, which would take time.
-GUEST_CARDS="$(printf -- '-netdev hubport,id=card%d,hubid=9 -device virtio-net-pci,netdev=card%d,mac=02:00:00:00:77:0%d,romfile= ' 1 1 1 2 2 2)"
+# guest_cards: QEMU's options for pairs of network cards, each joined by a hub: what one sends
+# the other receives, and nobody else. The tests know them by their addresses
+# (Tests/GuestTests/DriverTests.swift). Without ROMs to boot from, which would take time.
+guest_cards() {
+	local model number=1
+	# Small buffers are what virtio_net has without all that makes packets large
+	local models=(virtio-net-pci
+		virtio-net-pci,mrg_rxbuf=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off
+		vmxnet3)
+	# Emulated from QEMU 8.0 on
+	! qemu-system-x86_64 -device help 2>/dev/null | grep -q '^name "igb"' || models+=(igb)
+	for model in "${models[@]}"; do
+		printf -- '-netdev hubport,id=card%d,hubid=%d -device %s,netdev=card%d,mac=02:00:00:00:77:0%d,romfile= ' \
+			$number $number "$model" $number $number \
+			$((number + 1)) $number "$model" $((number + 1)) $((number + 1))
+		number=$((number + 2))
+	done
+}
 
 # The machine's files, as virtme-ng mounts them, but kept in the guest's memory once they were
 # read (cache=loose): a guest starts thousands of programs, which takes half as long again otherwise. What
@@ -54,7 +68,7 @@ run_virtme() {
 	# virtme-ng looks for its other half on PATH.
 	PATH=$(dirname "$VNG"):$PATH setsid timeout --signal=TERM --kill-after=5 "$limit" \
 		"$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root --memory "$GUEST_MEMORY" --cpus "$GUEST_CPUS" \
-		--verbose --append oops=panic --append "$GUEST_ROOT" --qemu-opts="$GUEST_CARDS" "${GUEST_ARGUMENTS[@]}" --rwdir "$directory" "$@" \
+		--verbose --append oops=panic --append "$GUEST_ROOT" --qemu-opts="$(guest_cards)" "${GUEST_ARGUMENTS[@]}" --rwdir "$directory" "$@" \
 		--exec "$(printf 'bash %q %q' "$ROOT/qemu/guest/enter" "$directory")" \
 		</dev/null >"$directory/virtme-ng.log" 2> >(exec cat >>"$directory/console.log") 9>&- &
 	CHILD_GROUP=$!

@@ -4,11 +4,15 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/if.h>
 #include <linux/if_ether.h>
+#include <linux/if_tun.h>
 #include <netpacket/packet.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -36,6 +40,43 @@ int lab_open_tap(void)
 	int tap = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(ETH_P_ALL));
 
 	return tap < 0 ? -errno : tap;
+}
+
+int lab_open_tap_on(unsigned int interface)
+{
+	struct sockaddr_ll at = {
+		.sll_family = AF_PACKET,
+		.sll_protocol = htons(ETH_P_ALL),
+		.sll_ifindex = interface,
+	};
+	int tap = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+	int err;
+
+	if (tap < 0)
+		return -errno;
+	if (bind(tap, (struct sockaddr *)&at, sizeof(at)) < 0) {
+		err = errno;
+		close(tap);
+		return -err;
+	}
+	return tap;
+}
+
+int lab_open_tap_device(const char *name)
+{
+	struct ifreq request = { .ifr_flags = IFF_TAP | IFF_NO_PI };
+	int device = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+	int err;
+
+	if (device < 0)
+		return -errno;
+	strncpy(request.ifr_name, name, sizeof(request.ifr_name) - 1);
+	if (ioctl(device, TUNSETIFF, &request) < 0) {
+		err = errno;
+		close(device);
+		return -err;
+	}
+	return device;
 }
 
 int lab_open_packet_socket(unsigned int interface, unsigned short protocol)

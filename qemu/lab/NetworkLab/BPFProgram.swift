@@ -63,9 +63,10 @@ public class BPFProgram {
   ///   - constants: What goes into its read-only map before it is loaded; nil
   ///     if that has what it needs.
   ///   - map: The name of that map.
+  ///   - flags: `BPF_F_...`, as bpf(2) has them for BPF_PROG_LOAD.
   public init(
     _ name: String, function: String? = nil, constants: [UInt8]? = nil,
-    map: String = ".rodata.config"
+    map: String = ".rodata.config", flags: UInt32 = 0
   ) throws {
     Self.log.withLock { $0 = "" }
     _ = libbpf_set_print { level, format, arguments in
@@ -110,6 +111,7 @@ public class BPFProgram {
     guard let program = found else {
       throw LabError("\(path) has no program \(function ?? "at all")")
     }
+    bpf_program__set_flags(program, bpf_program__flags(program) | flags)
     guard bpf_object__load(object) == 0 else { throw Self.failure("\(path) \(function ?? "")") }
     descriptor = bpf_program__fd(program)
 

@@ -17,6 +17,29 @@ extension NetworkNamespace {
     }
   }
 
+  /// Opens a packet socket that sees every packet of one interface. The caller closes it.
+  public func openTap(on interface: String) throws -> FileDescriptor {
+    try run {
+      let tap = lab_open_tap_on(if_nametoindex(interface))
+      guard tap >= 0 else {
+        throw LabError("no packet socket can be opened on \(interface): \(String(cString: strerror(-tap)))")
+      }
+      return FileDescriptor(rawValue: tap)
+    }
+  }
+
+  /// Makes a tap device, which lives until the caller closes the descriptor: each frame that is
+  /// written to it comes in at the device.
+  public func openTapDevice(_ name: String) throws -> FileDescriptor {
+    try run {
+      let device = lab_open_tap_device(name)
+      guard device >= 0 else {
+        throw LabError("\(name): no tap device can be made: \(String(cString: strerror(-device)))")
+      }
+      return FileDescriptor(rawValue: device)
+    }
+  }
+
   /// Opens a packet socket bound to a protocol of an interface, without headers of the link layer.
   public func openPacketSocket(on interface: String, type: UInt16) throws -> FileDescriptor {
     try run {

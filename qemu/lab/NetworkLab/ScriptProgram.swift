@@ -36,6 +36,7 @@ public struct ScriptStep: Sendable {
   public enum Operation: UInt32, Sendable {
     case set = 1
     case get, delete, adjustHead, adjustMeta, writeMeta, readMeta, pushVLAN, popVLAN, clone, need
+    case adjustRoom, changeTail, changeHead, changeProtocol, encapsulate
   }
 
   public let operation: Operation
@@ -101,6 +102,33 @@ public struct ScriptStep: Sendable {
   /// Sends a clone out of an interface, by its number.
   public static func clone(to interface: UInt32) -> ScriptStep {
     ScriptStep(operation: .clone, delta: Int32(interface))
+  }
+
+  /// Makes room for headers between that of Ethernet and that of IP, or takes it away.
+  public static func adjustRoom(_ delta: Int32) -> ScriptStep {
+    ScriptStep(operation: .adjustRoom, delta: delta)
+  }
+
+  /// Moves where the packet ends.
+  public static func changeTail(_ delta: Int32) -> ScriptStep {
+    ScriptStep(operation: .changeTail, delta: delta)
+  }
+
+  /// Puts bytes in front, that of a header of the link layer among them.
+  public static func changeHead(_ length: Int32) -> ScriptStep {
+    ScriptStep(operation: .changeHead, delta: length)
+  }
+
+  /// Makes room for the IP header of the other version, by the type that Ethernet would say.
+  public static func changeProtocol(_ type: UInt16) -> ScriptStep {
+    ScriptStep(operation: .changeProtocol, key: UInt32(type))
+  }
+
+  // MARK: In routes
+
+  /// Puts an IPv4 header in front of an IPv4 packet, with these addresses of 4 bytes.
+  public static func encapsulate(from: [UInt8], to: [UInt8]) -> ScriptStep {
+    ScriptStep(operation: .encapsulate, value: from + to)
   }
 
   /// Reads a trait of 16 bytes at most. A packet that does not have it is none of those that
@@ -177,7 +205,10 @@ public struct ScriptProgram {
     try self.init(.port(port), steps, then: action)
   }
 
-  public init(_ packets: ScriptPackets, _ steps: [Step], then action: Action = .pass) throws {
+  /// - Parameter takesFragments: Whether the program is one for packets of several buffers, too.
+  public init(
+    _ packets: ScriptPackets, _ steps: [Step], then action: Action = .pass, takesFragments: Bool = false
+  ) throws {
     let (code, interface) =
       switch action {
       case .pass: (XDP_PASS.rawValue, UInt32(0))
@@ -188,7 +219,7 @@ public struct ScriptProgram {
     program = try XDPProgram(
       "script",
       constants: ScriptStep.constants(packets, action: code, interface: interface, steps),
-      map: ".rodata.script")
+      map: ".rodata.script", flags: takesFragments ? UInt32(BPF_F_XDP_HAS_FRAGS) : 0)
     count = steps.count
     if case .redirectByMap(let end) = action {
       var entry = bpf_devmap_val()

@@ -20,6 +20,8 @@ public final class SkbProgram: BPFProgram {
     case groupEgress = "group_egress"
     /// Before a datagram is queued to a socket.
     case socketFilter = "socket_filter"
+    /// Before a packet is sent along a route.
+    case route
     /// Where the stack receives a packet.
     case trace
 
@@ -29,6 +31,8 @@ public final class SkbProgram: BPFProgram {
       case .classifier, .action, .trace: 0
       case .groupIngress, .groupEgress: 1
       case .socketFilter: .max
+      // BPF_LWT_REROUTE: by what the packet is now
+      case .route: 128
       }
     }
   }
@@ -160,6 +164,32 @@ public final class SkbProgram: BPFProgram {
       if words.count > 2, words[2] == "cgroup2" { return String(words[1]) }
     }
     throw LabError("no file system of type cgroup2 is mounted")
+  }
+
+  /// Adds a route whose packets the program sees before they are sent.
+  ///
+  /// - Parameter route: As `ip route add` takes it, without `encap`.
+  public func addRoute(_ route: String, in namespace: NetworkNamespace) throws {
+    // "ip" with a namespace has a /sys of its own, where nothing is mounted.
+    let directory = "/tmp/packet-traits-programs"
+    mkdir(directory, 0o700)
+    var status = mount("bpf", directory, "bpf", 0, nil)
+    guard status == 0 else {
+      throw LabError("\(directory): BPF's file system cannot be mounted: \(String(cString: strerror(errno)))")
+    }
+    defer { umount2(directory, Int32(MNT_DETACH)) }
+    let path = "\(directory)/route"
+    status = bpf_obj_pin(descriptor, path)
+    guard status == 0 else { throw Self.failure("\(path): the program cannot be pinned", status) }
+    defer { unlink(path) }
+    let words = route.split(separator: " ").map(String.init)
+    let outcome = try Command(
+      ["ip", "-n", namespace.name, "route", "add", words[0], "encap", "bpf", "xmit", "pinned", path]
+        + words.dropFirst()
+    ).wait()
+    guard outcome.status == 0 else { throw LabError("ip route add \(route): \(outcome.errors)") }
+    // With its namespace, at the latest
+    onDetach { _ = try namespace.ip("route", "del", words[0]) }
   }
 
   /// Attaches a socket filter, until the socket is closed.

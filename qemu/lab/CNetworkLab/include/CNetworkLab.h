@@ -31,6 +31,15 @@ int lab_keep_thread_capabilities(unsigned long long capabilities);
  */
 int lab_open_tap(void);
 
+/* The same of the packets of one interface */
+int lab_open_tap_on(unsigned int interface);
+
+/* Makes a tap device of this network namespace, which lives as long as the
+ * descriptor: what is written to that, a frame each, the device receives. The
+ * descriptor, or a negative errno value
+ */
+int lab_open_tap_device(const char *name);
+
 /* Opens a packet socket bound to one protocol of an interface of this network
  * namespace, without link-layer headers: its descriptor, or a negative errno value
  */
