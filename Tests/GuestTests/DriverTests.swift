@@ -68,7 +68,7 @@ extension Guest {
   @Suite("Drivers that hand traits over")
   struct DriverTests {
     @Test(
-      "what XDP sets in a driver arrives, without any copy", arguments: Card.present, [Route.ipv4, .ipv6])
+      "what XDP sets in a driver arrives, without any copy", arguments: Card.asked(of: Card.present), [Route.ipv4, .ipv6])
     func card(card: Card, route: Route) throws {
       try card.with { wire in
         try Guest.withKeys([TraitSize](repeating: .bytes16, count: 12)) { ids in
