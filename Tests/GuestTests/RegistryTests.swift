@@ -485,6 +485,9 @@ extension Guest {
     /// Which registration of the key is the latest one, of those that are complete.
     private static let epoch = Atomic<UInt64>(0)
 
+    /// How many packets arrived with a value of it.
+    private static let arrived = Atomic<UInt64>(0)
+
     @Test(
       "no value is read under another key than it was written under, however fast keys change",
       arguments: [Route.ipv4, .ipv6])
@@ -508,6 +511,7 @@ extension Guest {
         let (near, far) = (outbox.fileDescriptor, inbox.fileDescriptor)
         let constant = [UInt8](repeating: 0x5a, count: 16)
         Self.epoch.store(0, ordering: .releasing)
+        Self.arrived.store(0, ordering: .releasing)
         var batch = SendBatch()
         for _ in 0..<16 { batch.append(TagProgram.payload(1).span.bytes, to: destination) }
         var arrivals = ReceiveBatch(capacity: 16, payloadCapacity: 100)
@@ -516,6 +520,9 @@ extension Guest {
           // A new key with the former one's number and name; packets that are under way have
           // values of the former one.
           var registry = try RegistryConnection()
+          // Not so fast that hardly any packet has a value.
+          let enough = 4 * Self.epoch.load(ordering: .relaxed)
+          for _ in 0..<1000 where Self.arrived.load(ordering: .relaxed) < enough { usleep(100) }
           try Guest.insisting { try registry.remove(id) }
           let key = try Guest.insisting {
             try registry.add(name, size: .bytes8, merge: .last, id: id, flags: .crossesNetworkNamespaces)
@@ -544,6 +551,7 @@ extension Guest {
                     epoch >= before && epoch <= Self.epoch.load(ordering: .acquiring),
                     "epoch \(epoch), but it was \(before) before")
                   with += 1
+                  Self.arrived.store(with, ordering: .relaxed)
                 } else {
                   without += 1
                 }
