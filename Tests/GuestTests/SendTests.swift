@@ -937,8 +937,7 @@ extension Guest {
     func otherSockets() throws {
       let stream = SOCK_STREAM.rawValue
       for (family, type, proto) in [
-        (AF_INET, stream, Int32(IPPROTO_TCP)), (AF_INET6, stream, Int32(IPPROTO_TCP)),
-        (AF_UNIX, SOCK_DGRAM.rawValue, 0), (AF_UNIX, stream, 0), (AF_NETLINK, SOCK_RAW.rawValue, 0),
+        (AF_UNIX, SOCK_DGRAM.rawValue, Int32(0)), (AF_UNIX, stream, 0), (AF_NETLINK, SOCK_RAW.rawValue, 0),
       ] {
         let descriptor = try open(family, type, proto)
         defer { try? descriptor.close() }
