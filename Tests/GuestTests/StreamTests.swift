@@ -289,19 +289,19 @@ extension Guest {
       try Guest.withKeys([.bytes4]) { ids in
         let stream = try Stream(cable, .ipv4, listening: Traits(), connecting: Traits())
         let free = try Guest.freeKey()
-        #expect(throws: TraitError.self) {
+        #expect(throws: Errno.noSuchFileOrDirectory) {
           try stream.client.setSentTraits(try Traits([(free, [1, 2, 3, 4])]))
         }
-        #expect(throws: TraitError.self) {
+        #expect(throws: Errno.invalidArgument) {
           try stream.client.setSentTraits(try Traits([(ids[0], [UInt8](repeating: 1, count: 8))]))
         }
         let own = try Traits([(ids[0], [1, 2, 3, 4])])
         try asUser(65534) {
-          #expect(throws: TraitError.self) { try stream.client.setSentTraits(own) }
+          #expect(throws: Errno.notPermitted) { try stream.client.setSentTraits(own) }
         }
         #expect(try stream.client.sentTraits().isEmpty)
         // Nothing is delivered with a read: the socket says so.
-        #expect(throws: TraitError.self) { try stream.client.setReceivedTraits(TraitMask(ids)) }
+        #expect(throws: Errno.notSupportedOnSocket) { try stream.client.setReceivedTraits(TraitMask(ids)) }
         try Stream.pass(TagProgram.payload(1, length: 100), from: stream.client, to: stream.server)
       }
     }
