@@ -179,17 +179,9 @@ extension Guest {
         try withValues(12) { values in
           let tag = try ScriptProgram(port: Guest.port, setting(values))
           try tag.program.attach(to: cable.receiver)
-          for arguments in [
-            "qdisc add dev \(cable.receiver.interface) clsact",
+          try cable.receiver.addAction(
             // 40 bytes before the network header
-            "filter add dev \(cable.receiver.interface) ingress matchall action pedit munge offset -40 u32 "
-              + "set 0xdeadbeef",
-          ] {
-            let outcome = try Command(
-              ["tc", "-n", cable.receiver.namespace.name] + arguments.split(separator: " ").map(String.init)
-            ).wait()
-            try #require(outcome.status == 0, "\(outcome.errors)")
-          }
+            "pedit munge offset -40 u32 set 0xdeadbeef")
           let inbox = try cable.inbox(route, values.map(\.0))
           let outbox = try cable.outbox(route)
           var passages = Passages()
@@ -202,6 +194,45 @@ extension Guest {
             }
           }
           #expect(changes == .only(set: 5, allocated: 5, evicted: 5).losing(passages.lost))
+          try tag.program.detach()
+        }
+      }
+    }
+
+    @Test(
+      "what an action mirrors has the traits, and so has the original; what it redirects takes them along",
+      arguments: ["mirror", "redirect"], [Route.ipv4, .ipv6])
+    func mirred(operation: String, route: Route) throws {
+      try VethPair.with { cable in
+        try withValues(3) { values in
+          let tag = try ScriptProgram(port: Guest.port, setting(values))
+          try tag.program.attach(to: cable.receiver)
+          try cable.receiver.namespace.ip(lines: ["link add other type dummy", "link set other up"])
+          try cable.receiver.addAction("mirred ingress \(operation) dev other")
+          let isMirrored = operation == "mirror"
+          let inbox = try cable.inbox(route, values.map(\.0))
+          let outbox = try cable.outbox(route)
+          var passages = Passages()
+          let changes = try Guest.changes {
+            for sequence in 0..<5 as Range<UInt32> {
+              let payload = TagProgram.payload(sequence)
+              try outbox.send(payload, to: try cable.destination(route))
+              // By way of the other device, and the original
+              for _ in 0..<(isMirrored ? 2 : 1) {
+                let arrival = try inbox.arrival()
+                #expect(arrival.payload == payload)
+                try passages.expect(arrival, Traits(values))
+              }
+            }
+          }
+          // A clone and its original share what was evicted: both lose it, or none.
+          if isMirrored {
+            #expect(passages.lost == 2 * changes.lost)
+            #expect(changes == .only(set: 5, allocated: 5, evicted: 5).losing(changes.lost))
+          } else {
+            #expect(changes == .only(set: 5))
+            #expect(passages.lost == 0)
+          }
           try tag.program.detach()
         }
       }
@@ -433,6 +464,20 @@ extension Guest {
           return [FileDescriptor(rawValue: descriptor)]
         }
       }
+    }
+  }
+}
+
+extension VethPair.End {
+  /// Has each packet that comes in go through an action of a classifier.
+  fileprivate func addAction(_ action: String) throws {
+    for arguments in [
+      "qdisc add dev \(interface) clsact", "filter add dev \(interface) ingress matchall action \(action)",
+    ] {
+      let outcome = try Command(
+        ["tc", "-n", namespace.name] + arguments.split(separator: " ").map(String.init)
+      ).wait()
+      try #require(outcome.status == 0, "\(outcome.errors)")
     }
   }
 }

@@ -210,6 +210,22 @@ extension Guest {
       }
     }
 
+    @Test("move the packet's end beside a store", arguments: [XDPProgram.Mode.driver, .generic])
+    func tail(mode: XDPProgram.Mode) throws {
+      try Guest.withKeys([.bytes8]) { ids in
+        let value: [UInt8] = [1, 2, 3, 4, 5, 6, 7, 8]
+        let before = try Guest.statistics()
+        let (steps, arrival) = try run(
+          [
+            .set(ids[0].rawValue, value), .adjustTail(16), .get(ids[0].rawValue),
+            .adjustTail(-16), .get(ids[0].rawValue),
+          ], receiving: ids, mode: mode)
+        #expect(steps.map(\.status) == [0, 0, 8, 0, 8])
+        #expect(try arrival.traits.bytes(of: ids[0]) == value)
+        #expect(try Guest.statistics().discarded == before.discarded)
+      }
+    }
+
     @Test(
       "take the store's room for headers or metadata: the store is discarded, and counted",
       arguments: [false, true])

@@ -65,6 +65,8 @@ int script_run(struct xdp_md *xdp)
 			status = bpf_xdp_adjust_head(xdp, step->delta);
 		else if (operation == SCRIPT_ADJUST_META)
 			status = bpf_xdp_adjust_meta(xdp, step->delta);
+		else if (operation == SCRIPT_ADJUST_TAIL)
+			status = bpf_xdp_adjust_tail(xdp, step->delta);
 		else if (operation == SCRIPT_WRITE_META)
 			status = write_meta(xdp, value);
 		else if (operation == SCRIPT_READ_META)

@@ -30,6 +30,8 @@ enum script_operation {
 	SCRIPT_CHANGE_PROTO,
 	/* routes */
 	SCRIPT_ENCAPSULATE,
+	/* XDP */
+	SCRIPT_ADJUST_TAIL,
 };
 
 /* A redirection through the map "ports", not by number */

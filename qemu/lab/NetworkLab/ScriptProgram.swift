@@ -36,7 +36,7 @@ public struct ScriptStep: Sendable {
   public enum Operation: UInt32, Sendable {
     case set = 1
     case get, delete, adjustHead, adjustMeta, writeMeta, readMeta, pushVLAN, popVLAN, clone, need
-    case adjustRoom, changeTail, changeHead, changeProtocol, encapsulate
+    case adjustRoom, changeTail, changeHead, changeProtocol, encapsulate, adjustTail
   }
 
   public let operation: Operation
@@ -73,6 +73,11 @@ public struct ScriptStep: Sendable {
   /// Moves where the packet's data begins.
   public static func adjustHead(_ delta: Int32) -> ScriptStep {
     ScriptStep(operation: .adjustHead, delta: delta)
+  }
+
+  /// Moves where the packet's data ends.
+  public static func adjustTail(_ delta: Int32) -> ScriptStep {
+    ScriptStep(operation: .adjustTail, delta: delta)
   }
 
   /// Moves where the packet's metadata begins.
