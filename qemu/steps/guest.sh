@@ -213,7 +213,7 @@ help_guest_files() {
 
 help_boot() {
 	cat <<-E
-	Usage: qemu/vm boot [--unpatched] [--limit SECONDS] -- COMMAND [ARGUMENTS...]
+	Usage: qemu/vm boot [--unpatched | --profile NAME] [--long] [--limit SECONDS] -- COMMAND [ARGUMENTS...]
 
 	Boots the kernel, runs the command in the guest as root, in the clone's directory, and ends with
 	its status.
@@ -221,6 +221,8 @@ help_boot() {
 	$(help_guest_files 'the directory in PACKET_TRAITS_RESULTS (.build-vm/results/boot)')
 
 	  --unpatched      the kernel without the series
+	  --profile NAME   the patched kernel of 'qemu/vm test --profile NAME'; no allocation is made to fail
+	  --long           tests do as much as with 'qemu/vm test --long'
 	  --limit SECONDS  end the guest after that time (default 300)
 
 	Other statuses: 124 time limit, 125 the guest ended without a status, 126 the kernel's log has an
@@ -234,6 +236,13 @@ command_boot() {
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--unpatched) flavour=unpatched ; shift ;;
+		--long) LONG=1 ; shift ;;
+		--profile)
+			case ${2:-} in
+			plain | debug | faults) use_profile "$2" ;;
+			*) usage_error "boot --profile: plain, debug or faults, not '${2:-}'" boot ;;
+			esac
+			shift 2 ;;
 		--limit)
 			[[ ${2:-} =~ ^[1-9][0-9]*$ ]] || usage_error "--limit needs a number of seconds, not '${2:-}'" boot
 			limit=$2
@@ -243,11 +252,12 @@ command_boot() {
 		esac
 	done
 	[ $# -gt 0 ] || usage_error "boot: there is no command: it follows '--', as in 'qemu/vm boot -- uname -r'" boot
+	[ $flavour = patched ] || [ -z "$SUFFIX" ] || usage_error "boot: the unpatched kernel has no profile" boot
 	open_cache
 	[ $flavour = unpatched ] || need_series
 	install_packages
 	lock_cache
-	prepare_guest $flavour
+	prepare_guest "$flavour$SUFFIX"
 	step "guest: $*"
 	boot_guest "$RESULTS/boot" "$limit" "$@" || status=$?
 	step "guest: ended with status $status after $GUEST_SECONDS s (log: $RESULTS/boot/console.log)"

@@ -9,7 +9,7 @@ FRAGMENTS=(machine userspace network bpf checks)
 
 # Objects of a complete build, as counted when it was measured; replaced in the
 # cache by the count of each build that ends
-OBJECTS_MEASURED=1380
+OBJECTS_MEASURED=1854
 
 # Objects with debug information, beside the tree
 BUILD_SPACE_MB=3000

@@ -53,6 +53,23 @@ test_a_profile_has_a_kernel_and_results_of_its_own() {
 	! grep -q -e CONFIG_ONE_MORE=y -e CONFIG_KASAN=y "$CACHE/build/patched/arch/x86/boot/bzImage" || return 1
 }
 
+test_one_command_runs_under_a_profile() {
+	everything_but_the_guest <<<'echo 0 >"$RESULTS/status"'
+	vm boot --profile debug --long -- true
+	ends 0
+	grep -q CONFIG_KASAN=y "$CACHE/build/patched-debug/arch/x86/boot/bzImage"
+	[ ! -e "$CACHE/build/patched" ]
+	grep -q -e '--memory 4G' "$WORK/vng.arguments"
+	grep -q 'PACKET_TRAITS_PROFILE=debug' "$WORK/guest.command"
+	grep -q 'export PACKET_TRAITS_LONG=1' "$WORK/guest.command"
+	vm boot --profile fast -- true
+	ends 64
+	says "plain, debug or faults, not 'fast'"
+	vm boot --unpatched --profile debug -- true
+	ends 64
+	says 'the unpatched kernel has no profile'
+}
+
 test_a_long_run_says_so_to_the_guest() {
 	everything_but_the_guest <<<"$PASSES"
 	vm test --only guest
