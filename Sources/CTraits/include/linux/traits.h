@@ -29,7 +29,8 @@
 #define TRAITS_RECV		1
 
 /* TRAITS_SEND: an array of struct trait. Every packet that the socket sends has
- * these; they replace those that were set before.
+ * these; they replace those that were set before. TCP: every segment from then
+ * on, and every connection of a listener.
  */
 #define TRAITS_SEND		2
 
