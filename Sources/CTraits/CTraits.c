@@ -34,6 +34,11 @@ int ctraits_sendmmsg(int socket, struct ctraits_mmsghdr *messages, unsigned int 
 	return sendmmsg(socket, (struct mmsghdr *)messages, count, flags);
 }
 
+int ctraits_accept(int socket, void *address, uint32_t *length)
+{
+	return accept4(socket, address, length, SOCK_CLOEXEC);
+}
+
 int ctraits_epoll_create(void)
 {
 	return epoll_create1(EPOLL_CLOEXEC);
@@ -95,6 +100,8 @@ _Static_assert(offsetof(struct cmsghdr, cmsg_len) == 0, "cmsg_len");
 _Static_assert(offsetof(struct cmsghdr, cmsg_level) == sizeof(size_t), "cmsg_level");
 _Static_assert(offsetof(struct cmsghdr, cmsg_type) == sizeof(size_t) + 4, "cmsg_type");
 _Static_assert(sizeof(((struct cmsghdr *)0)->cmsg_len) == sizeof(size_t), "cmsg_len");
+
+_Static_assert(sizeof(socklen_t) == sizeof(uint32_t), "socklen_t");
 
 _Static_assert(CTRAITS_POLLRDHUP == POLLRDHUP, "POLLRDHUP");
 _Static_assert(EPOLLIN == POLLIN && EPOLLOUT == POLLOUT && EPOLLRDHUP == POLLRDHUP,

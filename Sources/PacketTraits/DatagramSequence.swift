@@ -20,6 +20,10 @@ public struct Datagram: Sendable {
   /// Those of the keys asked for that the datagram has.
   public let traits: Traits
 
+  /// The control messages that came with it, traits included, for
+  /// ``ControlMessage/all(in:)``: as of `UDP_GRO` the length of a segment (udp(7)).
+  public let control: [UInt8]
+
   /// Whether the end of the payload is lost for lack of room.
   ///
   /// The corresponding C constant is `MSG_TRUNC`.
@@ -31,13 +35,20 @@ public struct Datagram: Sendable {
   /// The corresponding C constant is `MSG_CTRUNC`.
   public let areTraitsTruncated: Bool
 
-  init(_ received: ReceivedDatagram, payload: [UInt8]) {
+  /// Whether control messages are missing in ``control``, or cut off, for lack of room.
+  ///
+  /// The corresponding C constant is `MSG_CTRUNC`.
+  public let isControlTruncated: Bool
+
+  init(_ received: ReceivedDatagram, payload: [UInt8], control: [UInt8], flags: MessageFlags) {
     self.payload = payload
+    self.control = control
     datagramLength = received.datagramLength
     source = received.source
     traits = received.traits
     isPayloadTruncated = received.isPayloadTruncated
     areTraitsTruncated = received.areTraitsTruncated
+    isControlTruncated = flags.contains(.controlTruncated)
   }
 }
 
@@ -194,7 +205,9 @@ private final class Inbox: Sendable {
       let index = queue.taken
       queue.taken += 1
       return Datagram(
-        try queue.batch.datagram(at: index), payload: queue.batch.payload(at: index))
+        try queue.batch.datagram(at: index), payload: queue.batch.payload(at: index),
+        control: queue.batch.withControl(at: index) { $0.array },
+        flags: queue.batch.message(at: index).flags)
     }
   }
 }
@@ -232,22 +245,12 @@ extension FileDescriptor {
   public func datagrams(
     queueCapacity: Int = 16, payloadCapacity: Int = 65_535
   ) throws(Errno) -> DatagramSequence {
-    let (domain, type) = (try socketOption(SO_DOMAIN), try socketOption(SO_TYPE))
+    let (domain, type) = (try option(SOL_SOCKET, SO_DOMAIN), try option(SOL_SOCKET, SO_TYPE))
     guard
       [AF_INET, AF_INET6, AF_PACKET].contains(domain),
       [Int32(SOCK_DGRAM.rawValue), Int32(SOCK_RAW.rawValue)].contains(type)
     else { throw .notSupportedOnSocket }
     return try DatagramSequence(self, queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
-  }
-}
-
-extension FileDescriptor {
-  /// - Throws: `EBADF`, `ENOTSOCK`.
-  private func socketOption(_ name: Int32) throws(Errno) -> Int32 {
-    var value: Int32 = 0
-    var length = socklen_t(MemoryLayout.size(ofValue: value))
-    guard getsockopt(rawValue, SOL_SOCKET, name, &value, &length) == 0 else { throw Errno.current }
-    return value
   }
 }
 

@@ -133,11 +133,7 @@ extension FileDescriptor {
   ///   of none of UDP, UDP-Lite, raw and ICMP ("ping") over IPv4 or IPv6, and no
   ///   packet socket; `ENOPROTOOPT` if this kernel has no packet traits.
   public func setReceivedTraits(_ mask: TraitMask) throws(Errno) {
-    var bits = mask.rawValue
-    guard
-      setsockopt(rawValue, SOL_TRAITS, TRAITS_RECV, &bits, socklen_t(MemoryLayout.size(ofValue: bits)))
-        == 0
-    else { throw Errno.current }
+    try setMask(.received, mask)
   }
 
   /// The keys whose traits `recvmsg()` on this socket hands over. A key that is
@@ -146,14 +142,9 @@ extension FileDescriptor {
   /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_RECV`.
   ///
   /// - Throws: `EOPNOTSUPP` if the socket is of another kind, see
-  ///   ``setReceivedTraits(_:)``; `ENOPROTOOPT` or `EOPNOTSUPP` if this kernel has no packet traits.
+  ///   ``setReceivedTraits(_:)``; `ENOPROTOOPT` if this kernel has no packet traits.
   public func receivedTraits() throws(Errno) -> TraitMask {
-    var bits: UInt64 = 0
-    var length = socklen_t(MemoryLayout.size(ofValue: bits))
-    guard getsockopt(rawValue, SOL_TRAITS, TRAITS_RECV, &bits, &length) == 0 else {
-      throw Errno.current
-    }
-    return TraitMask(rawValue: bits)
+    try mask(.received)
   }
 
   /// Receives a message, its control data in raw form.
@@ -221,6 +212,28 @@ extension FileDescriptor {
   }
 }
 
+/// Room for the control data of one message, without any allocation.
+struct ReceivedControl: ~Copyable {
+  // 2048 bytes: those of a packet's 48 traits take up to 1168, which leaves
+  // 880 for the messages of other options.
+  private var words = InlineArray<256, UInt64>(repeating: 0)
+
+  mutating func receive(
+    from descriptor: FileDescriptor, into payload: inout MutableRawSpan, flags: MessageFlags
+  ) throws(Errno) -> ReceivedMessage {
+    var elements = words.mutableSpan
+    var control = elements.mutableBytes
+    return try descriptor.receiveMessage(into: &payload, control: &control, flags: flags)
+  }
+
+  /// Calls `body` with what was written.
+  func with<Result>(
+    _ message: ReceivedMessage, _ body: (RawSpan) throws(TraitError) -> Result
+  ) throws(TraitError) -> Result {
+    try body(words.span.bytes.extracting(0..<message.controlLength))
+  }
+}
+
 /// Receives with a flag to add: `MSG_CMSG_CLOEXEC`, or none where that is
 /// refused. Packet sockets do so, before anything else, and hand over no
 /// descriptors (`packet_recvmsg()`, net/packet/af_packet.c).
@@ -271,39 +284,4 @@ extension TraitError {
       self.init(.systemCall, "no datagram could be received", underlyingError: error)
     }
   }
-
-  /// What a UDP socket answers to the question for the keys asked for.
-  init(askedFor error: Errno) {
-    switch error {
-    // Kernels without packet traits say this or that, depending on the family.
-    case .protocolNotAvailable, .notSupportedOnSocket:
-      self.init(.unsupportedKernel, "this kernel has no packet traits", underlyingError: error)
-    default:
-      self.init(
-        .systemCall, "the keys that were asked for cannot be read", underlyingError: error)
-    }
-  }
-
-  init(askingFor mask: TraitMask, _ error: Errno) {
-    let (code, message): (Code, String) =
-      switch error {
-      case .protocolNotAvailable: (.unsupportedKernel, "this kernel has no packet traits")
-      case .notSupportedOnSocket:
-        (.unsupportedSocket, "this kind of socket does not receive traits")
-      case .noSuchFileOrDirectory:
-        (.noSuchKey, "one of the keys \(mask) that were asked for is not registered")
-      case .notPermitted:
-        (
-          .notPermitted,
-          "one of the keys \(mask) that were asked for is not open to all: "
-            + "CAP_NET_ADMIN or CAP_NET_RAW is needed"
-        )
-      default: (.systemCall, "the keys \(mask) cannot be asked for")
-      }
-    self.init(code, message, underlyingError: error)
-  }
-}
-
-extension Errno {
-  static var current: Errno { Errno(rawValue: errno) }
 }

@@ -30,13 +30,7 @@ extension FileDescriptor {
   ///   of UDP, UDP-Lite, raw and ICMP ("ping") over IPv4 or IPv6; `ENOPROTOOPT`
   ///   if this kernel has no packet traits; `ENOMEM`. Then nothing has changed.
   public func setSentTraits(_ traits: Traits) throws(Errno) {
-    let byteCount = traits.recordByteCount
-    // Of 1 byte at least: the kernel is given an address also for no records.
-    let status = withUnsafeTemporaryAllocation(byteCount: max(byteCount, 1), alignment: 4) {
-      traits.writeRecords(to: $0)
-      return setsockopt(rawValue, SOL_TRAITS, TRAITS_SEND, $0.baseAddress, socklen_t(byteCount))
-    }
-    guard status == 0 else { throw Errno.current }
+    try setRecords(.sent, traits)
   }
 
   /// The traits that every packet of this socket is given, as far as the thread
@@ -46,28 +40,10 @@ extension FileDescriptor {
   /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_SEND`.
   ///
   /// - Throws: `EOPNOTSUPP` if the socket is of a kind that does not send traits,
-  ///   see ``setSentTraits(_:)``; `ENOPROTOOPT` or `EOPNOTSUPP` if this kernel has
-  ///   no packet traits; `EBADMSG` if the kernel gave something else than
-  ///   records of traits.
+  ///   see ``setSentTraits(_:)``; `ENOPROTOOPT` if this kernel has no packet
+  ///   traits; `EBADMSG` if the kernel gave something else than records of traits.
   public func sentTraits() throws(Errno) -> Traits {
-    let records = try sentRecords()
-    do throws(TraitError) {
-      return try Traits(records: records.span.bytes)
-    } catch {
-      throw .badMessage
-    }
-  }
-
-  /// What ``sentTraits()`` reads, as the kernel gave it.
-  func sentRecords() throws(Errno) -> [UInt8] {
-    // As many as there are keys: no kernel has more records than that.
-    var records = [UInt8](repeating: 0, count: Int(TRAITS_KEYS_MAX) * RecordLayout.size)
-    var length = socklen_t(records.count)
-    guard getsockopt(rawValue, SOL_TRAITS, TRAITS_SEND, &records, &length) == 0 else {
-      throw Errno.current
-    }
-    records.removeLast(records.count - min(Int(length), records.count))
-    return records
+    try self.traits(.sent)
   }
 
   /// Sends a message, with control data.
@@ -129,6 +105,29 @@ extension FileDescriptor {
     }.get()
   }
 
+  /// Sends these bytes on a stream, all of them: calls
+  /// ``sendMessage(_:to:traits:flags:retryOnInterrupt:)`` with the rest, and with the same
+  /// traits, for as long as the kernel takes a part.
+  ///
+  /// - Parameters:
+  ///   - bytes: What is to be sent.
+  ///   - traits: Of these bytes. A kernel without packet traits passes over them, without a
+  ///     word.
+  ///   - flags: ``MessageFlags/doNotWait``, ``MessageFlags/more``, or none.
+  ///   - sent: How many of the bytes have been sent already; counted up, also if an error is
+  ///     thrown. What is behind them has not been sent then.
+  /// - Throws: As ``sendMessage(_:to:traits:flags:retryOnInterrupt:)``, `EPIPE` if the connection is shut
+  ///   down for sending, `ECONNRESET`, what else tcp(7) names.
+  public func sendAll(
+    _ bytes: RawSpan, traits: Traits = Traits(), flags: MessageFlags = [], sent: inout Int
+  ) throws(Errno) {
+    precondition(sent >= 0 && sent <= bytes.byteCount, "there are fewer bytes than were sent")
+    while sent < bytes.byteCount {
+      sent += try sendMessage(
+        bytes.extracting(sent..<bytes.byteCount), traits: traits, flags: flags)
+    }
+  }
+
   private func sendMessage(
     _ payload: RawSpan, _ destination: InternetAddress?, _ control: UnsafeRawBufferPointer,
     _ flags: MessageFlags, _ retryOnInterrupt: Bool
@@ -169,24 +168,13 @@ extension FileDescriptor {
     // would refuse that there is more than length 0 (kernel/bpf/cgroup.c).
     var length: socklen_t = 0
     guard getsockopt(rawValue, SOL_TRAITS, TRAITS_SEND, nil, &length) == 0 else {
-      throw TraitError(askedForSent: Errno.current)
+      throw TraitError(askedForSent: optionError(Errno.current))
     }
     SendSupport.isKnown.store(true, ordering: .relaxed)
   }
 }
 
 extension TraitError {
-  /// What a UDP socket answers to the question for the traits that it sends.
-  init(askedForSent error: Errno) {
-    switch error {
-    // Kernels without packet traits say this or that, depending on the family.
-    case .protocolNotAvailable, .notSupportedOnSocket:
-      self.init(.unsupportedKernel, "this kernel has no packet traits", underlyingError: error)
-    default:
-      self.init(.systemCall, "the traits that are sent cannot be read", underlyingError: error)
-    }
-  }
-
   init(settingSent traits: Traits, _ error: Errno) {
     let (code, message): (Code, String) =
       switch error {
@@ -233,6 +221,32 @@ extension TraitError {
             + "\(Traits.maximumValueByteCount) bytes of a packet together"
         )
       default: (.systemCall, "the datagram could not be sent")
+      }
+    self.init(code, message, underlyingError: error)
+  }
+
+  /// - Parameter traits: Those of the bytes.
+  init(writing traits: Traits, _ error: Errno) {
+    let (code, message): (Code, String) =
+      switch error {
+      case .wouldBlock: (.wouldBlock, "no bytes could be sent in time")
+      case .noSuchFileOrDirectory where !traits.isEmpty: (.noSuchKey, Self.noSuchKey(traits))
+      case .notPermitted where !traits.isEmpty:
+        (.notPermitted, Self.notPermitted("\(traits.keys) that were to be sent"))
+      case .invalidArgument where !traits.isEmpty:
+        (
+          .invalidArgument,
+          Self.sizeMismatch(traits) + ", or the kernel encrypts the connection (TLS)"
+        )
+      case .notSupportedOnSocket where !traits.isEmpty:
+        (.unsupportedSocket, "the bytes of this connection are not given traits")
+      case .noSpace where !traits.isEmpty:
+        (
+          .limitExceeded,
+          "the traits \(traits) of the bytes and those of the connection take more than the "
+            + "\(Traits.maximumValueByteCount) bytes of a packet together"
+        )
+      default: (.systemCall, "the bytes could not be sent")
       }
     self.init(code, message, underlyingError: error)
   }

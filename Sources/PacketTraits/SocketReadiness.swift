@@ -17,12 +17,24 @@ package import SystemPackage
 // reads. Here each wait is one poll(2) and one epoll_ctl(2), and there is libc alone
 // beneath.
 
-/// What is waited for, as poll(2) has it: something to receive, and that nothing
-/// will come any more.
-private let events = POLLIN | CTRAITS_POLLRDHUP
-
 /// A socket that tasks wait for.
 package final class SocketReadiness: Sendable {
+  /// What is waited for.
+  package enum Direction: Sendable {
+    /// Something to receive, and that nothing will come any more.
+    case receiving
+    /// Room for what is to be sent, and that a connection is there.
+    case sending
+
+    /// As poll(2) has it.
+    var events: Int32 {
+      switch self {
+      case .receiving: POLLIN | CTRAITS_POLLRDHUP
+      case .sending: POLLOUT
+      }
+    }
+  }
+
   private struct State {
     var waiting: [UInt64: CheckedContinuation<Result<Void, Errno>, Never>] = [:]
     var lastTicket: UInt64 = 0
@@ -37,18 +49,25 @@ package final class SocketReadiness: Sendable {
   /// A duplicate of the caller's, so that the number stays this socket's when
   /// the caller closes his.
   package let descriptor: FileDescriptor
+  private let direction: Direction
   private let poller: SocketPoller
   private let token: UInt64
   private let state = Mutex(State())
 
   /// - Throws: `EBADF`, `EMFILE`, `EAGAIN` if the poller's thread cannot be made,
   ///   what else epoll_create(2) names.
-  package convenience init(duplicating descriptor: FileDescriptor) throws(Errno) {
-    try self.init(duplicating: descriptor, poller: try SocketPoller.shared())
+  package convenience init(
+    duplicating descriptor: FileDescriptor, for direction: Direction = .receiving
+  ) throws(Errno) {
+    try self.init(duplicating: descriptor, for: direction, poller: try SocketPoller.shared())
   }
 
   /// - Throws: `EBADF`, `EMFILE`, or why this poller has ended.
-  init(duplicating descriptor: FileDescriptor, poller: SocketPoller) throws(Errno) {
+  init(
+    duplicating descriptor: FileDescriptor, for direction: Direction = .receiving,
+    poller: SocketPoller
+  ) throws(Errno) {
+    self.direction = direction
     self.poller = poller
     let number = fcntl(descriptor.rawValue, F_DUPFD_CLOEXEC, 0)
     guard number >= 0 else { throw Errno.current }
@@ -68,8 +87,8 @@ package final class SocketReadiness: Sendable {
   /// is something to receive, and handed to ``wait(since:)``.
   package var generation: UInt64 { state.withLock { $0.generation } }
 
-  /// Waits until there may be something to receive, or an error, or the socket is
-  /// shut down; or until the task is cancelled, which is no error here.
+  /// Waits until there may be something to receive, or room to send, or an error, or
+  /// the socket is shut down; or until the task is cancelled, which is no error here.
   ///
   /// - Parameter generation: As it was before the caller looked and found
   ///   nothing. If it is another one now there is no wait: who ended the waits in
@@ -119,7 +138,8 @@ package final class SocketReadiness: Sendable {
     for continuation in waiting.values { continuation.resume(returning: result) }
   }
 
-  /// To be called when there is nothing to receive, before ``wait(since:)``.
+  /// To be called when there is nothing to receive, or no room to send, before
+  /// ``wait(since:)``.
   ///
   /// As long as there is something in a socket's queue of errors, or in the ring of a
   /// packet socket (packet(7), `PACKET_RX_RING`), which are not for us to read, epoll(7)
@@ -131,11 +151,9 @@ package final class SocketReadiness: Sendable {
   ///   came before that may be there.
   /// - Throws: What epoll_ctl(2) names.
   package func foundNothing() throws(Errno) -> Bool {
-    var socket = pollfd(fd: descriptor.rawValue, events: Int16(events), revents: 0)
-    guard poll(&socket, 1, 0) > 0 else { return true }
-    let found = Int32(socket.revents)
+    let found = SocketWait.look(descriptor, for: direction.events)
     guard found & (POLLHUP | CTRAITS_POLLRDHUP) == 0 else { return false }
-    if found & (POLLIN | POLLERR) != 0 { try tellChanges() }
+    if found & (POLLIN | POLLOUT | POLLERR) != 0 { try tellChanges() }
     return true
   }
 
@@ -153,7 +171,43 @@ package final class SocketReadiness: Sendable {
 
   /// - Returns: Whether that went well; otherwise there is `errno`.
   private func watch(_ readiness: ctraits_readiness) -> Bool {
-    ctraits_epoll_watch(poller.epoll, descriptor.rawValue, token, UInt32(events), readiness) == 0
+    ctraits_epoll_watch(poller.epoll, descriptor.rawValue, token, UInt32(direction.events), readiness) == 0
+  }
+}
+
+/// What waits for one socket in one direction, made when something is waited for.
+struct ReadinessSlot: ~Copyable, Sendable {
+  private let direction: SocketReadiness.Direction
+  private let made = Mutex<SocketReadiness?>(nil)
+
+  init(for direction: SocketReadiness.Direction) { self.direction = direction }
+
+  /// - Parameter descriptor: The socket, the same each time.
+  /// - Throws: As ``SocketReadiness/init(duplicating:for:)``.
+  func readiness(of descriptor: FileDescriptor) throws(Errno) -> SocketReadiness {
+    try made.withLock { made throws(Errno) in
+      if let made { return made }
+      let new = try SocketReadiness(duplicating: descriptor, for: direction)
+      made = new
+      return new
+    }
+  }
+
+  /// To be called after a look in vain, and then again after the next one: waits until
+  /// there may be what is waited for, or until the task is cancelled. The first call comes back
+  /// at once.
+  ///
+  /// - Parameter generation: nil at first; set to that of the next look.
+  func wait(
+    for descriptor: FileDescriptor, since generation: inout UInt64?,
+    isolation actor: isolated (any Actor)?
+  ) async throws(Errno) {
+    let readiness = try readiness(of: descriptor)
+    // Where nothing can come any more, the next look has that, and no wait would end.
+    if let since = generation, try readiness.foundNothing() {
+      try await readiness.wait(since: since)
+    }
+    generation = readiness.generation
   }
 }
 

@@ -77,7 +77,7 @@ struct SocketWait {
       }
       if error == .wouldBlock {
         // In milliseconds. A signal only makes it shorter.
-        poll(nil, 0, pause)
+        Glibc.poll(nil, 0, pause)
         pause = min(pause * 2, 50)
       }
       guard let found = waitUntilReady(start + timeout) else { return .failure(.wouldBlock) }
@@ -100,17 +100,40 @@ struct SocketWait {
   /// - Returns: What there is to be called for, an error included, as poll(2) has
   ///   it; nil if the time is over.
   private func waitUntilReady(_ end: SuspendingClock.Instant) -> Int32? {
+    Self.poll(descriptor, for: events, until: end)
+  }
+
+  /// Waits until there is something to call for, whether signals come or not.
+  ///
+  /// - Parameters:
+  ///   - events: What to wait for, as poll(2) has it.
+  ///   - end: When the time is over; nil for as long as it takes.
+  /// - Returns: What there is, an error included, as poll(2) has it; nil if the time is
+  ///   over.
+  static func poll(
+    _ descriptor: FileDescriptor, for events: Int32, until end: SuspendingClock.Instant?
+  ) -> Int32? {
     while true {
-      let left = end - SuspendingClock.now
-      guard left > .zero else { return nil }
-      // Rounded up, so as not to ask many times within the last millisecond.
-      let (seconds, attoseconds) = left.components
-      let milliseconds = min(seconds, 1_000_000) * 1000 + attoseconds / 1_000_000_000_000_000 + 1
+      var milliseconds: Int32 = -1
+      if let end {
+        let left = end - SuspendingClock.now
+        guard left > .zero else { return nil }
+        // Rounded up, so as not to ask many times within the last millisecond.
+        let (seconds, attoseconds) = left.components
+        milliseconds = Int32(
+          min(seconds, 1_000_000) * 1000 + attoseconds / 1_000_000_000_000_000 + 1)
+      }
       var waiting = pollfd(fd: descriptor.rawValue, events: Int16(events), revents: 0)
-      let count = poll(&waiting, 1, Int32(milliseconds))
+      let count = Glibc.poll(&waiting, 1, milliseconds)
       if count > 0 { return Int32(waiting.revents) }
       // Whatever it is, the call has it too.
       if count < 0 && errno != EINTR { return 0 }
     }
+  }
+
+  /// What there is now, as poll(2) has it; 0 if there is nothing.
+  static func look(_ descriptor: FileDescriptor, for events: Int32) -> Int32 {
+    var looking = pollfd(fd: descriptor.rawValue, events: Int16(events), revents: 0)
+    return Glibc.poll(&looking, 1, 0) > 0 ? Int32(looking.revents) : 0
   }
 }

@@ -27,20 +27,19 @@ extension TraitError {
     enum Storage: Hashable, Sendable {
       case unsupportedKernel, unsupportedSocket, notPermitted, noSuchKey, keyExists, registryFull
       case invalidArgument, sizeMismatch, limitExceeded, malformedRecords, malformedControlData
-      case malformedReply, wouldBlock, registryChanging, systemCall
+      case malformedReply, wouldBlock, cancelled, registryChanging, systemCall
     }
 
     let storage: Storage
 
     /// This kernel has no packet traits.
     ///
-    /// The corresponding error is `ENOPROTOOPT` at a socket, or `EOPNOTSUPP` of
-    /// getsockopt(2) over IPv4, or that there is no generic netlink family of the
+    /// The corresponding error is `ENOPROTOOPT` at a socket, or that there is no generic netlink family of the
     /// name `traits`.
     public static var unsupportedKernel: Code { Code(storage: .unsupportedKernel) }
 
-    /// A socket whose packets are not given traits, or one that is not of UDP
-    /// over IPv4 or IPv6 where one of these is needed.
+    /// A socket whose packets are not given traits, or one that is not of UDP, or not
+    /// of TCP, over IPv4 or IPv6 where one of these is needed.
     ///
     /// The corresponding error is `EOPNOTSUPP`.
     public static var unsupportedSocket: Code { Code(storage: .unsupportedSocket) }
@@ -89,10 +88,16 @@ extension TraitError {
     public static var malformedReply: Code { Code(storage: .malformedReply) }
 
     /// Nothing arrived in time, or at all on a nonblocking socket; or nothing
-    /// could be sent in time, as the socket's room for that is taken.
+    /// could be sent in time, as the socket's room for that is taken; or there was no
+    /// connection in time.
     ///
     /// The corresponding error is `EAGAIN`.
     public static var wouldBlock: Code { Code(storage: .wouldBlock) }
+
+    /// The task was cancelled before an async method of a socket of TCP had an outcome.
+    ///
+    /// The corresponding error is `ECANCELED`.
+    public static var cancelled: Code { Code(storage: .cancelled) }
 
     /// The registry changed each of the many times that it was being listed,
     /// so that no list of it is consistent.

@@ -37,19 +37,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: `EAFNOSUPPORT` if the kernel lacks this version of IP, `EMFILE`,
   ///   what else socket(2) names.
   public init(_ family: InternetAddress.Family) throws(Errno) {
-    let number = socket(
-      family.domain, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), Int32(IPPROTO_UDP))
-    guard number >= 0 else { throw Errno.current }
-    let descriptor = FileDescriptor(rawValue: number)
-    if family == .ipv6 {
-      do throws(Errno) {
-        try descriptor.setOption(Int32(IPPROTO_IPV6), IPV6_V6ONLY, Int32(0))
-      } catch {
-        try? descriptor.close()
-        throw error
-      }
-    }
-    fileDescriptor = descriptor
+    fileDescriptor = try Transport.udp.open(family)
   }
 
   /// Takes over the descriptor of a UDP socket, whose options stay as they are.
@@ -58,25 +46,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   IPv4 or IPv6, ``TraitError/Code/systemCall`` if it is not open. Then it
   ///   is still the caller's to close.
   public init(owning descriptor: FileDescriptor) throws(TraitError) {
-    let kind: (domain: Int32, type: Int32, protocol: Int32)
-    do throws(Errno) {
-      kind = (
-        try descriptor.option(SOL_SOCKET, SO_DOMAIN), try descriptor.option(SOL_SOCKET, SO_TYPE),
-        try descriptor.option(SOL_SOCKET, SO_PROTOCOL)
-      )
-    } catch {
-      throw TraitError(
-        error == .notSocket ? .unsupportedSocket : .systemCall,
-        "descriptor \(descriptor.rawValue) is no UDP socket", underlyingError: error)
-    }
-    guard kind.domain == AF_INET || kind.domain == AF_INET6,
-      kind.type == Int32(SOCK_DGRAM.rawValue), kind.protocol == Int32(IPPROTO_UDP)
-    else {
-      throw TraitError(
-        .unsupportedSocket,
-        "descriptor \(descriptor.rawValue) is a socket of domain \(kind.domain), type \(kind.type) "
-          + "and protocol \(kind.protocol), not one of UDP over IPv4 or IPv6")
-    }
+    try Transport.udp.require(descriptor)
     fileDescriptor = descriptor
   }
 
@@ -91,8 +61,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///
   /// - Throws: `EBADF` if somebody else has closed it, what else close(2) names.
   public consuming func close() throws(Errno) {
-    let descriptor = release()
-    guard Glibc.close(descriptor.rawValue) == 0 else { throw Errno.current }
+    try release().closeOnce()
   }
 
   /// Gives up the socket without closing it: the caller owns the descriptor.
@@ -111,9 +80,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EINVAL` if the socket is
   ///   bound, what else bind(2) names.
   public func bind(to address: InternetAddress) throws(Errno) {
-    guard address.withSockaddr({ Glibc.bind(fileDescriptor.rawValue, $0, $1) }) == 0 else {
-      throw Errno.current
-    }
+    try fileDescriptor.bindSocket(to: address)
   }
 
   /// The address that the socket is bound to, with the port that the kernel
@@ -123,18 +90,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///
   /// - Throws: What getsockname(2) names.
   public func localAddress() throws(Errno) -> InternetAddress {
-    var storage = sockaddr_storage()
-    var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
-    let status = withUnsafeMutablePointer(to: &storage) {
-      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        getsockname(fileDescriptor.rawValue, $0, &length)
-      }
-    }
-    guard status == 0 else { throw Errno.current }
-    guard let address = InternetAddress(storage, length: length) else {
-      throw Errno.addressFamilyNotSupported
-    }
-    return address
+    try fileDescriptor.localSocketAddress()
   }
 
   /// Sets where datagrams go without an address of their own, and that none are
@@ -145,9 +101,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: `ENETUNREACH`, `EACCES` for a broadcast address, what else
   ///   connect(2) and udp(7) name.
   public func connect(to address: InternetAddress) throws(Errno) {
-    guard address.withSockaddr({ Glibc.connect(fileDescriptor.rawValue, $0, $1) }) == 0 else {
-      throw Errno.current
-    }
+    try fileDescriptor.connectSocket(to: address)
   }
 
   // MARK: Options
@@ -164,11 +118,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   ``TraitError/Code/unsupportedKernel`` if there are no packet traits.
   ///   Then nothing has changed.
   public func setReceivedTraits(_ mask: TraitMask) throws(TraitError) {
-    do throws(Errno) {
-      try fileDescriptor.setReceivedTraits(mask)
-    } catch {
-      throw TraitError(askingFor: mask, error)
-    }
+    try TraitOptions(descriptor: fileDescriptor).setReceived(mask)
   }
 
   /// The keys that ``setReceivedTraits(_:)`` asked for, less those that have
@@ -179,11 +129,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: ``TraitError/Code/unsupportedKernel`` if there are no packet
   ///   traits.
   public func receivedTraits() throws(TraitError) -> TraitMask {
-    do throws(Errno) {
-      return try fileDescriptor.receivedTraits()
-    } catch {
-      throw TraitError(askedFor: error)
-    }
+    try TraitOptions(descriptor: fileDescriptor).received()
   }
 
   /// Gives these traits to every datagram that this socket sends from now on,
@@ -203,11 +149,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   ``TraitError/Code/unsupportedKernel`` if there are no packet traits.
   ///   Then nothing has changed.
   public func setSentTraits(_ traits: Traits) throws(TraitError) {
-    do throws(Errno) {
-      try fileDescriptor.setSentTraits(traits)
-    } catch {
-      throw TraitError(settingSent: traits, error)
-    }
+    try TraitOptions(descriptor: fileDescriptor).setSent(traits)
   }
 
   /// The traits that ``setSentTraits(_:)`` set, less those whose keys have been
@@ -219,13 +161,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   traits; ``TraitError/Code/malformedRecords`` if the kernel gave something
   ///   else than records of traits.
   public func sentTraits() throws(TraitError) -> Traits {
-    let records: [UInt8]
-    do throws(Errno) {
-      records = try fileDescriptor.sentRecords()
-    } catch {
-      throw TraitError(askedForSent: error)
-    }
-    return try Traits(records: records.span.bytes)
+    try TraitOptions(descriptor: fileDescriptor).sent()
   }
 
   /// Limits how long ``receive(into:flags:)`` waits for a datagram. Signals do
@@ -394,21 +330,17 @@ public struct UDPSocket: ~Copyable, Sendable {
   public func receive(
     into payload: inout MutableRawSpan, flags: MessageFlags = []
   ) throws(TraitError) -> ReceivedDatagram {
-    // 2048 bytes: those of a packet's 48 traits take up to 1168, which leaves
-    // 880 for the messages of other options.
-    var words = InlineArray<256, UInt64>(repeating: 0)
     let message: ReceivedMessage
+    var control = ReceivedControl()
     do throws(Errno) {
-      var elements = words.mutableSpan
-      var control = elements.mutableBytes
-      message = try fileDescriptor.receiveMessage(
-        into: &payload, control: &control, flags: flags.union(.truncated))
+      message = try control.receive(
+        from: fileDescriptor, into: &payload, flags: flags.union(.truncated))
     } catch {
       throw TraitError(receiving: error)
     }
-
-    return try ReceivedDatagram(
-      message, control: words.span.bytes.extracting(0..<message.controlLength))
+    return try control.with(message) { bytes throws(TraitError) in
+      try ReceivedDatagram(message, control: bytes)
+    }
   }
 
   /// Receives one datagram into an array, whose length stays as it is: the
@@ -426,36 +358,5 @@ public struct UDPSocket: ~Copyable, Sendable {
     var elements = payload.mutableSpan
     var bytes = elements.mutableBytes
     return try receive(into: &bytes, flags: flags)
-  }
-}
-
-extension FileDescriptor {
-  fileprivate func setOption<Value: BitwiseCopyable>(
-    _ level: Int32, _ name: Int32, _ value: Value
-  ) throws(Errno) {
-    let status = withUnsafeBytes(of: value) {
-      setsockopt(rawValue, level, name, $0.baseAddress, socklen_t($0.count))
-    }
-    guard status == 0 else { throw Errno.current }
-  }
-
-  /// - Parameter name: `SO_RCVTIMEO` or `SO_SNDTIMEO`.
-  fileprivate func setTimeout(_ name: Int32, _ timeout: Duration?) throws(Errno) {
-    var value = timeval()
-    if let timeout {
-      guard timeout >= .zero else { throw Errno.invalidArgument }
-      // To the kernel 0 means without limit, and a timeout of 0 does not.
-      let (seconds, attoseconds) = max(timeout, .microseconds(1)).components
-      value.tv_sec = time_t(clamping: seconds)
-      value.tv_usec = suseconds_t(attoseconds / 1_000_000_000_000)
-    }
-    try setOption(SOL_SOCKET, name, value)
-  }
-
-  fileprivate func option(_ level: Int32, _ name: Int32) throws(Errno) -> Int32 {
-    var value: Int32 = 0
-    var length = socklen_t(MemoryLayout<Int32>.size)
-    guard getsockopt(rawValue, level, name, &value, &length) == 0 else { throw Errno.current }
-    return value
   }
 }

@@ -54,6 +54,11 @@ int ctraits_recvmmsg(int socket, struct ctraits_mmsghdr *messages, unsigned int 
 /* sendmmsg(2); the number of messages, or -1 and errno */
 int ctraits_sendmmsg(int socket, struct ctraits_mmsghdr *messages, unsigned int count, int flags);
 
+/* accept4(2), close-on-exec; a descriptor, or -1 and errno. `address` is room for a
+ * struct sockaddr, `length` how many bytes it has, and then how many the address has.
+ */
+int ctraits_accept(int socket, void *address, uint32_t *length);
+
 /* POLLRDHUP of poll(2): nothing can be received any more, but what is there */
 #define CTRAITS_POLLRDHUP 0x2000
 
