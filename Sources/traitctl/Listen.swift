@@ -5,22 +5,33 @@ internal import PacketTraits
 internal import SystemPackage
 internal import TraitRegistry
 
-struct Listen: ParsableCommand {
+struct Listen: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Receive UDP datagrams, and print the traits of each.",
+    abstract: "Receive UDP datagrams, or TCP connections, and print their traits.",
     discussion: """
       One line a datagram: source, length of the payload in bytes, traits by \
       name. Values of 4 and 8 bytes are printed as unsigned numbers, those of 16 \
       as hexadecimal bytes in the order in memory. "receiving at" and the address is \
       written to standard error once datagrams are received.
+
+      With --tcp, any number of connections at once: one line when one is made, \
+      "connected", with the traits of its SYN if --save-syn asks for them; one line a \
+      read, as of a datagram, whose traits are those of all segments that it took \
+      bytes from, by each key's merge policy; one line at its end, "ended", with the \
+      error if it was not the peer who ended it. Each line begins with the peer.
       """)
+
+  @Flag(help: "Take TCP connections, not UDP datagrams.")
+  var tcp = false
 
   @Option(
     help: ArgumentHelp(
       "IPv4 or IPv6 address to receive at. (default: all, of both)", valueName: "address"))
   var address: String?
 
-  @Option(help: ArgumentHelp("UDP port to receive at; 0 for any, which \"receiving at\" tells.", valueName: "number"))
+  @Option(
+    help: ArgumentHelp(
+      "UDP or TCP port to receive at; 0 for any, which \"receiving at\" tells.", valueName: "number"))
   var port: UInt16
 
   @Option(
@@ -30,14 +41,26 @@ struct Listen: ParsableCommand {
       valueName: "name"))
   var names: [String] = []
 
-  @Option(help: ArgumentHelp("End after this many datagrams.", valueName: "number"))
+  @Flag(
+    name: .customLong("save-syn"),
+    help: """
+      With --tcp: keep the traits of each connection's SYN, of the same keys (TRAITS_SAVE_SYN).
+      """)
+  var savesSYN = false
+
+  @Option(
+    help: ArgumentHelp(
+      """
+      End after this many datagrams; with --tcp, take this many connections, and end when they have \
+      ended.
+      """, valueName: "number"))
   var count: Int?
 
   @Option(
     help: ArgumentHelp(
       """
-      End when none came for this many seconds: with exit status 1 if fewer came than --count \
-      asks for.
+      End when none came for this many seconds, with --tcp neither a connection nor bytes nor an \
+      end: with exit status 1 if fewer came than --count asks for.
       """, valueName: "seconds"))
   var timeout: Double?
 
@@ -55,17 +78,56 @@ struct Listen: ParsableCommand {
       throw ValidationError(
         "--address is \"\(address)\", but must be an IPv4 or IPv6 address, as 192.0.2.1 or 2001:db8::1.")
     }
+    if savesSYN && !tcp {
+      throw ValidationError("--save-syn is for connections: it takes --tcp.")
+    }
   }
 
-  func run() throws {
+  func run() async throws {
+    if tcp {
+      try await reportingErrors(awaiting: takeConnections)
+    } else {
+      try receiveDatagrams()
+    }
+  }
+
+  private func takeConnections() async throws {
+    var registry = try RegistryConnection()
+    let listener = try open { family throws(Errno) in try TCPListener(family) }
+    let keys = try askForKeys(&registry) { mask throws(TraitError) in
+      try listener.setReceivedTraits(mask)
+    }
+    if savesSYN { try listener.setSavedSYNTraits(TraitMask(keys.map(\.id))) }
+    let local = localAddress(try listener.localAddress().family)
+    do throws(Errno) {
+      try listener.listen(at: local)
+    } catch {
+      throw TraitError(.systemCall, "\(local) cannot be received at", underlyingError: error)
+    }
+    complain("receiving at \(try listener.localAddress())")
+    let isJSON = json
+    let connections = Connections(listener, keyNames: names(of: keys), savesSYN: savesSYN) { event in
+      if isJSON { try printJSON(event) } else { try printLine(event.text) }
+    }
+    let end = try await connections.serve(
+      count: count, timeout: timeout.map { .microseconds(Int64($0 * 1_000_000)) })
+    guard case .idle(let ended) = end, let count else { return }
+    complain(
+      "\(ended) of \(count) connections came and ended, and then nothing came for \(timeout ?? 0) seconds")
+    throw ExitCode.failure
+  }
+
+  private func receiveDatagrams() throws {
     try reportingErrors {
       var registry = try RegistryConnection()
-      let socket = try openSocket()
-      let keys = try askForKeys(&registry, socket)
+      let socket = try open { family throws(Errno) in try UDPSocket(family) }
+      let keys = try askForKeys(&registry) { mask throws(TraitError) in
+        try socket.setReceivedTraits(mask)
+      }
       try socket.setReceiveTimeout(timeout.map { .microseconds(Int64($0 * 1_000_000)) })
       try bind(socket)
 
-      let keyNames = Dictionary(keys.map { ($0.id, $0.name) }) { name, _ in name }
+      let keyNames = names(of: keys)
       // As long as a datagram can be, so that its end is never cut off.
       var bytes = [UInt8](repeating: 0, count: 65536)
       var received = 0
@@ -93,21 +155,27 @@ struct Listen: ParsableCommand {
     }
   }
 
-  private func openSocket() throws -> UDPSocket {
+  /// Opens a socket of the address's family, without one of IPv6, which takes both.
+  private func open<Socket: ~Copyable>(
+    _ make: (InternetAddress.Family) throws(Errno) -> Socket
+  ) throws -> Socket {
     if let address, let local = InternetAddress(address, port: port) {
-      return try UDPSocket(local.family)
+      return try make(local.family)
     }
     do {
-      return try UDPSocket(.ipv6)
+      return try make(.ipv6)
     } catch Errno.addressFamilyNotSupported {
-      return try UDPSocket(.ipv4)
+      return try make(.ipv4)
     }
   }
 
+  private func localAddress(_ family: InternetAddress.Family) -> InternetAddress {
+    address.flatMap { InternetAddress($0, port: port) } ?? .any(family, port: port)
+  }
+
   private func bind(_ socket: borrowing UDPSocket) throws {
-    let family = try socket.localAddress().family
-    let local = address.flatMap { InternetAddress($0, port: port) } ?? .any(family, port: port)
-    do {
+    let local = localAddress(try socket.localAddress().family)
+    do throws(Errno) {
       try socket.bind(to: local)
     } catch {
       throw TraitError(.systemCall, "\(local) cannot be received at", underlyingError: error)
@@ -117,17 +185,20 @@ struct Listen: ParsableCommand {
   }
 
   private func askForKeys(
-    _ registry: inout RegistryConnection, _ socket: borrowing UDPSocket
+    _ registry: inout RegistryConnection, _ asking: (TraitMask) throws(TraitError) -> Void
   ) throws -> [RegisteredKey] {
     guard names.isEmpty else {
       var keys: [RegisteredKey] = []
       for name in names { keys.append(try registry.key(named: name)) }
-      try socket.setReceivedTraits(TraitMask(keys.map(\.id)))
+      try asking(TraitMask(keys.map(\.id)))
       return keys
     }
     return try askForAll(
-      listing: { () throws(TraitError) in try registry.keys() },
-      asking: { mask throws(TraitError) in try socket.setReceivedTraits(mask) })
+      listing: { () throws(TraitError) in try registry.keys() }, asking: asking)
+  }
+
+  private func names(of keys: [RegisteredKey]) -> [TraitID: String] {
+    Dictionary(keys.map { ($0.id, $0.name) }) { name, _ in name }
   }
 }
 

@@ -158,9 +158,79 @@ struct DatagramReport: Encodable {
   }
 }
 
+/// Something that happened to a connection, as listen --tcp prints it.
+protocol ConnectionEvent: Encodable {
+  /// A line of text.
+  var text: String { get }
+}
+
+struct ConnectionReport: ConnectionEvent {
+  let event = "connection"
+  var peer: String
+  /// Those of the SYN; nil if they are not kept, in JSON null.
+  var synTraits: [TraitReport]?
+
+  enum CodingKeys: String, CodingKey {
+    case event, peer
+    case synTraits = "syn_traits"
+  }
+
+  func encode(to encoder: any Encoder) throws {
+    var container = encoder.container(keyedBy: CodingKeys.self)
+    try container.encode(event, forKey: .event)
+    try container.encode(peer, forKey: .peer)
+    // Always there, null or not.
+    try container.encode(synTraits, forKey: .synTraits)
+  }
+
+  var text: String {
+    ([peer, "connected"] + (synTraits ?? []).map(\.text)).joined(separator: "  ")
+  }
+}
+
+struct ReadReport: ConnectionEvent {
+  let event = "read"
+  var peer: String
+  /// Of what was read, in bytes.
+  var length: Int
+  var traits: [TraitReport]
+  var traitsTruncated: Bool
+
+  enum CodingKeys: String, CodingKey {
+    case event, peer, length, traits
+    case traitsTruncated = "traits_truncated"
+  }
+
+  var text: String {
+    var words = [peer, "length \(length)"]
+    words += traits.map(\.text)
+    if traitsTruncated { words.append("(traits truncated)") }
+    return words.joined(separator: "  ")
+  }
+}
+
+struct ConnectionEndReport: ConnectionEvent {
+  let event = "end"
+  var peer: String
+  /// nil if the peer ended it, in JSON null.
+  var error: String?
+
+  enum CodingKeys: String, CodingKey { case event, peer, error }
+
+  func encode(to encoder: any Encoder) throws {
+    var container = encoder.container(keyedBy: CodingKeys.self)
+    try container.encode(event, forKey: .event)
+    try container.encode(peer, forKey: .peer)
+    // Always there, null or not.
+    try container.encode(error, forKey: .error)
+  }
+
+  var text: String { "\(peer)  ended" + (error.map { ": \($0)" } ?? "") }
+}
+
 struct SentReport: Encodable {
   var destination: String
-  /// Of the datagram's payload, in bytes.
+  /// Of the datagram's payload, or of what was written to a connection, in bytes.
   var length: Int
   var traits: [TraitReport]
 

@@ -7,19 +7,22 @@ internal import TraitRegistry
 
 struct Send: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Send UDP datagrams that have traits.",
+    abstract: "Send UDP datagrams, or bytes over a TCP connection, that have traits.",
     discussion: """
-      Prints one line a datagram, once it is sent: destination, length of the \
+      Prints one line a datagram, or with --tcp one a write, once it is sent: destination, length of the \
       payload in bytes, traits by name. A value is given as it is printed: of 4 \
       and 8 bytes an unsigned number, decimal or hexadecimal after 0x; of 16 bytes \
       32 hexadecimal digits, bytes in the order in memory. Sends on when nobody \
       reads the lines any more.
       """)
 
+  @Flag(help: "Connect by TCP, write the payload to the connection, and close it.")
+  var tcp = false
+
   @Option(help: ArgumentHelp("IPv4 or IPv6 address to send to.", valueName: "address"))
   var address: String
 
-  @Option(help: ArgumentHelp("UDP port to send to.", valueName: "number"))
+  @Option(help: ArgumentHelp("UDP or TCP port to send to.", valueName: "number"))
   var port: UInt16
 
   @Option(
@@ -29,11 +32,14 @@ struct Send: ParsableCommand {
 
   @Flag(
     help: """
-      Give the traits to the socket, once (TRAITS_SEND), and not to each datagram (SCM_TRAITS).
+      Give the traits to the socket, once (TRAITS_SEND), and not to each datagram or what is \
+      written (SCM_TRAITS). All segments of a connection have them then, from the SYN on.
       """)
   var sticky = false
 
-  @Option(help: ArgumentHelp("Send this many datagrams.", valueName: "number"))
+  @Option(
+    help: ArgumentHelp(
+      "Send this many datagrams, or write this many times.", valueName: "number"))
   var count = 1
 
   @Option(help: ArgumentHelp("Wait this many seconds between two of them.", valueName: "seconds"))
@@ -42,7 +48,7 @@ struct Send: ParsableCommand {
   @Flag(help: "Print a JSON object a line.")
   var json = false
 
-  @Argument(help: "The payload, sent in UTF-8.")
+  @Argument(help: "The payload, sent in UTF-8; with --tcp not empty.")
   var text = ""
 
   func validate() throws {
@@ -51,6 +57,9 @@ struct Send: ParsableCommand {
     }
     if !(interval >= 0 && interval <= 1_000_000) {
       throw ValidationError("--interval is \(interval), but must be 0 to 1000000 seconds.")
+    }
+    if tcp && text.isEmpty {
+      throw ValidationError("<text> is empty, but must have something to write with --tcp.")
     }
     if port == 0 {
       throw ValidationError("--port is 0, but must be 1 to 65535.")
@@ -90,19 +99,34 @@ struct Send: ParsableCommand {
         // The interface that it names is gone since it was looked at.
         throw TraitError(.invalidArgument, "\(address) is no address any more")
       }
-      let socket = try UDPSocket(destination.family)
-      if sticky { try socket.setSentTraits(values) }
       let payload = Array(text.utf8)
       let report = SentReport(
         destination: destination.description, length: payload.count,
         traits: try values.map { try TraitReport($0, name: keyNames[$0.id] ?? $0.id.description) })
-      var printToReader = ReadersPrinter()
-      for number in 0..<count {
-        if number > 0 { wait() }
-        try socket.send(payload.span.bytes, to: destination, traits: sticky ? Traits() : values)
-        try printToReader {
-          if json { try printJSON(report) } else { try printLine(report.text) }
+      let lasting = sticky ? values : Traits()
+      let own = sticky ? Traits() : values
+      if tcp {
+        let connection = try TCPConnection.connect(to: destination, traits: lasting)
+        // Each write is a segment, if there is room.
+        try connection.setNoDelay(true)
+        try sendRepeatedly(report) { try connection.sendAll(payload.span.bytes, traits: own) }
+      } else {
+        let socket = try UDPSocket(destination.family)
+        if sticky { try socket.setSentTraits(lasting) }
+        try sendRepeatedly(report) {
+          try socket.send(payload.span.bytes, to: destination, traits: own)
         }
+      }
+    }
+  }
+
+  private func sendRepeatedly(_ report: SentReport, _ send: () throws -> Void) throws {
+    var printToReader = ReadersPrinter()
+    for number in 0..<count {
+      if number > 0 { wait() }
+      try send()
+      try printToReader {
+        if json { try printJSON(report) } else { try printLine(report.text) }
       }
     }
   }

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+
+internal import PacketTraits
+internal import Synchronization
+internal import SystemPackage
+
+/// Connections that come to a listener: takes them, and tells what each brings.
+final class Connections: Sendable {
+  /// Why there are no more.
+  enum End: Equatable {
+    /// As many as were to come have come and ended.
+    case complete
+    /// Nothing came for the time that was to be waited; so many had ended by then.
+    case idle(ended: Int)
+  }
+
+  /// What a task comes back with.
+  private enum Event: Sendable {
+    case accepted(Accepted)
+    case ended
+    case idle
+  }
+
+  /// A connection on its way from the task that took it to the one that reads it.
+  private final class Accepted: Sendable {
+    let connection: TCPConnection
+
+    init(_ connection: consuming TCPConnection) { self.connection = connection }
+  }
+
+  private let listener: TCPListener
+  private let keyNames: [TraitID: String]
+  private let savesSYN: Bool
+  private let report: @Sendable (any ConnectionEvent) throws -> Void
+  /// When something came last. Held by who reports, so that lines are whole.
+  private let lastArrival = Mutex(ContinuousClock.now)
+
+  /// - Parameters:
+  ///   - listener: Listens already.
+  ///   - keyNames: Those of the keys that are received.
+  ///   - savesSYN: Whether the listener keeps traits of a SYN.
+  ///   - report: Is told what happens, by one task at a time.
+  init(
+    _ listener: consuming TCPListener, keyNames: [TraitID: String], savesSYN: Bool,
+    report: @escaping @Sendable (any ConnectionEvent) throws -> Void
+  ) {
+    self.listener = listener
+    self.keyNames = keyNames
+    self.savesSYN = savesSYN
+    self.report = report
+  }
+
+  /// Takes connections until there have been enough.
+  ///
+  /// - Parameters:
+  ///   - count: How many are to come; nil for no end.
+  ///   - timeout: How long to wait while nothing comes; nil for as long as it takes.
+  /// - Throws: What accepting and the report throw. An error of one connection ends that one.
+  func serve(count: Int?, timeout: Duration?) async throws -> End {
+    lastArrival.withLock { $0 = .now }
+    return try await withThrowingTaskGroup(of: Event.self) { group in
+      defer { group.cancelAll() }
+      func acceptNext() {
+        group.addTask { .accepted(Accepted(try await self.listener.accept())) }
+      }
+      acceptNext()
+      if let timeout { group.addTask { try await self.waitUntilIdle(timeout) } }
+      var accepted = 0
+      var ended = 0
+      while let event = try await group.next() {
+        switch event {
+        case .accepted(let next):
+          accepted += 1
+          group.addTask { try await self.follow(next.connection) }
+          if accepted != count { acceptNext() }
+        case .ended:
+          ended += 1
+          if ended == count { return .complete }
+        case .idle:
+          return .idle(ended: ended)
+        }
+      }
+      return .complete
+    }
+  }
+
+  /// Tells what one connection brings, to its end.
+  private func follow(_ connection: borrowing TCPConnection) async throws -> Event {
+    let peer = connection.peerAddress.description
+    let synTraits = savesSYN ? try reports(of: try connection.synTraits()) : nil
+    try tell(ConnectionReport(peer: peer, synTraits: synTraits))
+    var bytes = [UInt8](repeating: 0, count: 65536)
+    while true {
+      let received: ReceivedBytes
+      do throws(TraitError) {
+        received = try await connection.receive(into: &bytes)
+      } catch {
+        // Cancelled is who has nothing to tell any more.
+        if error.code != .cancelled {
+          try tell(ConnectionEndReport(peer: peer, error: error.description))
+        }
+        return .ended
+      }
+      guard !received.isEndOfStream else {
+        try tell(ConnectionEndReport(peer: peer, error: nil))
+        return .ended
+      }
+      try tell(
+        ReadReport(
+          peer: peer, length: received.length, traits: try reports(of: received.traits),
+          traitsTruncated: received.areTraitsTruncated))
+    }
+  }
+
+  private func reports(of traits: Traits) throws -> [TraitReport] {
+    // A key that was removed and made anew is not delivered any more.
+    try traits.map { try TraitReport($0, name: keyNames[$0.id] ?? $0.id.description) }
+  }
+
+  private func tell(_ event: some ConnectionEvent) throws {
+    try lastArrival.withLock {
+      $0 = .now
+      try report(event)
+    }
+  }
+
+  private func waitUntilIdle(_ timeout: Duration) async throws -> Event {
+    while true {
+      let end = lastArrival.withLock { $0 + timeout }
+      guard ContinuousClock.now < end else { return .idle }
+      try await Task.sleep(until: end, clock: .continuous)
+    }
+  }
+}
