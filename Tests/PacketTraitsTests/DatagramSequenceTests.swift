@@ -116,6 +116,32 @@ struct DatagramSequenceTests {
     #expect(datagram.isPayloadTruncated)
   }
 
+  @Test("hand over control messages of other options, and say when there was no room", arguments: families)
+  func control(family: InternetAddress.Family) async throws {
+    let inbox = try loopbackSocket(family)
+    let destination = try inbox.localAddress()
+    var iterator = try inbox.datagrams(queueCapacity: 1).makeAsyncIterator()
+    try send([1], to: destination)
+    #expect(try await iterator.next()?.control == [])
+    try turnOn(inbox, SOL_SOCKET, SO_TIMESTAMP)
+    // The one that came before is received with it as well.
+    for number in 2...3 as ClosedRange<UInt8> { try send([number], to: destination) }
+    for _ in 2...3 {
+      let datagram = try #require(try await iterator.next())
+      let messages = try ControlMessage.all(in: datagram.control.span.bytes)
+      #expect(messages.map(\.level) == [.socket])
+      #expect(messages.map(\.dataRange.count) == [16])
+      #expect(!datagram.isControlTruncated)
+      #expect(datagram.traits.isEmpty)
+    }
+    let message = ReceivedMessage(
+      length: 0, messageLength: 0, controlLength: 0, source: nil, flags: .controlTruncated)
+    let cut = Datagram(
+      try ReceivedDatagram(message, control: RawSpan()), payload: [], control: [], flags: message.flags)
+    #expect(cut.isControlTruncated)
+    #expect(cut.areTraitsTruncated)
+  }
+
   @Test("end when the task is cancelled, while it waits or before")
   func cancellation() async throws {
     let inbox = try loopbackSocket()

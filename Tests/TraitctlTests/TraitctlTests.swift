@@ -2,8 +2,10 @@
 
 import ArgumentParser
 import Foundation
+import Glibc
 import NetworkLab
 import PacketTraits
+import Synchronization
 import SystemPackage
 import Testing
 
@@ -27,11 +29,17 @@ struct TraitctlTests {
       (["keys", "del"], ["name or number"]),
       (["keys", "list"], ["--json"]),
       (["keys", "stats"], ["discarded", "allocated", "evicted", "lost", "--json"]),
-      (["listen"], ["--address", "--port", "--key", "--count", "--timeout", "--json"]),
+      (
+        ["listen"],
+        [
+          "--tcp", "--address", "--port", "--key", "--save-syn", "--count", "--timeout", "--json",
+          "one line at its end",
+        ]
+      ),
       (
         ["send"],
         [
-          "--address", "--port", "--trait <name=value>", "--sticky", "--count", "--interval", "--json",
+          "--tcp", "--address", "--port", "--trait <name=value>", "--sticky", "--count", "--interval", "--json",
           "after 0x",
         ]
       ),
@@ -65,6 +73,8 @@ struct TraitctlTests {
       (["listen", "--port", "1", "--timeout", "0"], "--timeout is 0.0, but must be"),
       (["listen", "--port", "1", "--timeout", "nan"], "--timeout is nan, but must be"),
       (["listen", "--port", "1", "--address", "localhost"], "--address is \"localhost\", but must be"),
+      (["listen", "--port", "1", "--save-syn"], "--save-syn is for connections: it takes --tcp"),
+      (["send", "--tcp", "--port", "1", "--address", "::1"], "<text> is empty, but must have something"),
       (["send", "--address", "::1"], "--port"),
       (["send", "--port", "1"], "--address"),
       (["send", "--port", "0", "--address", "::1"], "--port is 0, but must be 1 to 65535"),
@@ -94,6 +104,8 @@ struct TraitctlTests {
       ["traitctl", "keys", "list"], ["traitctl", "keys", "list", "--json"],
       ["traitctl", "keys", "add", "a", "--size", "4", "--merge", "exact"], ["traitctl", "keys", "del", "a"],
       ["traitctl", "keys", "stats"], ["traitctl", "listen", "--port", "0"],
+      ["traitctl", "listen", "--tcp", "--port", "0"],
+      ["traitctl", "send", "--tcp", "--address", "127.0.0.1", "--port", "9", "--trait", "a=1", "x"],
       ["traitctl", "send", "--address", "127.0.0.1", "--port", "9", "--trait", "a=1"],
       ["traits-demo"],
     ])
@@ -127,6 +139,38 @@ struct TraitctlTests {
     var bytes = [UInt8](repeating: 0, count: 100)
     #expect(try socket.receive(into: &bytes).length == 5)
     #expect(Array(bytes.prefix(5)) == Array("hello".utf8))
+  }
+
+  @Test("writes to a connection without traits on any kernel", arguments: [false, true])
+  func sendsPlainOverTCP(isJSON: Bool) throws {
+    let listener = try TCPListener(.ipv4)
+    try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+    let local = try listener.localAddress()
+    let command = [
+      try Command.built("traitctl"), "send", "--tcp", "--address", "127.0.0.1", "--port",
+      "\(local.port)", "--count", "3", "hello",
+    ]
+    let sender = try Command(command + (isJSON ? ["--json"] : []))
+    let connection = try listener.accept(timeout: .seconds(30))
+    try connection.setReceiveTimeout(.seconds(30))
+    var received: [UInt8] = []
+    var bytes = [UInt8](repeating: 0, count: 100)
+    while true {
+      let read = try connection.receive(into: &bytes)
+      if read.isEndOfStream { break }
+      received += bytes[..<read.length]
+    }
+    #expect(received == Array("hellohellohello".utf8))
+    let outcome = try sender.wait()
+    #expect(outcome.status == 0, "\(outcome.errors)")
+    let line = isJSON ? #"{"destination":"\#(local)","length":5,"traits":[]}"# : "\(local)  length 5"
+    #expect(outcome.output == String(repeating: line + "\n", count: 3))
+
+    try listener.close()
+    let refused = try Command(command).wait()
+    #expect(refused.status == 1)
+    #expect(refused.output.isEmpty)
+    #expect(refused.errors == "traitctl: there is no connection to \(local): Connection refused\n")
   }
 
   @Test("says in JSON that a source is not known by null")
@@ -180,6 +224,120 @@ func withoutReader(_ arguments: [String]) throws -> Command.Outcome {
       try Command.built("traitctl"),
     ] + arguments
   ).wait()
+}
+
+@Suite("Connections that traitctl takes")
+struct ConnectionsTests {
+  /// What was reported, as a line of text and as JSON.
+  private final class Lines: Sendable {
+    private let lines = Mutex<[(text: String, json: String)]>([])
+
+    @Sendable func add(_ event: any ConnectionEvent) throws {
+      let encoder = JSONEncoder()
+      encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+      let json = String(decoding: try encoder.encode(event), as: UTF8.self)
+      lines.withLock { $0.append((event.text, json)) }
+    }
+
+    var all: [(text: String, json: String)] { lines.withLock { $0 } }
+  }
+
+  private func listener() throws -> TCPListener {
+    let listener = try TCPListener(.ipv4)
+    try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+    return listener
+  }
+
+  @Test("are told of from their beginning to their end, several at once")
+  func lines() async throws {
+    let listener = try listener()
+    let address = try listener.localAddress()
+    let lines = Lines()
+    let connections = Connections(listener, keyNames: [:], savesSYN: false, report: lines.add)
+    let serving = Task { try await connections.serve(count: 2, timeout: .seconds(30)) }
+    func until(_ count: Int) async throws {
+      for _ in 0..<20_000 where lines.all.count < count { try await Task.sleep(for: .milliseconds(1)) }
+      try #require(lines.all.count == count)
+    }
+    let first = try await TCPConnection.connect(to: address)
+    try await until(1)
+    let second = try await TCPConnection.connect(to: address)
+    try await until(2)
+    try await second.sendAll(([1, 2, 3] as [UInt8]).span.bytes)
+    try await until(3)
+    try await first.sendAll(([4] as [UInt8]).span.bytes)
+    try await until(4)
+    let (one, two) = (try first.localAddress(), try second.localAddress())
+    try first.close()
+    try await until(5)
+    // By a reset.
+    var off = linger(l_onoff: 1, l_linger: 0)
+    setsockopt(
+      second.fileDescriptor.rawValue, SOL_SOCKET, SO_LINGER, &off, socklen_t(MemoryLayout<linger>.size))
+    try second.close()
+    #expect(try await serving.value == .complete)
+    #expect(
+      lines.all.map(\.text) == [
+        "\(one)  connected", "\(two)  connected", "\(two)  length 3", "\(one)  length 1",
+        "\(one)  ended", "\(two)  ended: no bytes could be received: Connection reset by peer",
+      ])
+    #expect(
+      lines.all.map(\.json).prefix(5) == [
+        #"{"event":"connection","peer":"\#(one)","syn_traits":null}"#,
+        #"{"event":"connection","peer":"\#(two)","syn_traits":null}"#,
+        #"{"event":"read","length":3,"peer":"\#(two)","traits":[],"traits_truncated":false}"#,
+        #"{"event":"read","length":1,"peer":"\#(one)","traits":[],"traits_truncated":false}"#,
+        #"{"error":null,"event":"end","peer":"\#(one)"}"#,
+      ])
+  }
+
+  @Test("that do not come are waited for no longer than asked for")
+  func idle() async throws {
+    let nothing = Connections(try listener(), keyNames: [:], savesSYN: false) { _ in }
+    let start = ContinuousClock.now
+    #expect(try await nothing.serve(count: 1, timeout: .milliseconds(100)) == .idle(ended: 0))
+    #expect(ContinuousClock.now - start >= .milliseconds(100))
+
+    // One that says nothing is no arrival either, and one that has ended counts.
+    let listener = try listener()
+    let address = try listener.localAddress()
+    let lines = Lines()
+    let connections = Connections(listener, keyNames: [:], savesSYN: false, report: lines.add)
+    let silent = try await TCPConnection.connect(to: address)
+    let gone = try await TCPConnection.connect(to: address)
+    try gone.close()
+    // As many as were told of: on a slow machine the time may be over before.
+    let end = try await connections.serve(count: 3, timeout: .seconds(1))
+    #expect(end == .idle(ended: lines.all.count { $0.text.hasSuffix("ended") }))
+    #expect(lines.all.count <= 3)
+    withExtendedLifetime(silent.peerAddress) {}
+  }
+
+  @Test("are left when nobody reads what is told")
+  func unread() async throws {
+    let listener = try listener()
+    let address = try listener.localAddress()
+    let connections = Connections(listener, keyNames: [:], savesSYN: false) { _ in
+      throw Errno.brokenPipe
+    }
+    let serving = Task { try await connections.serve(count: nil, timeout: nil) }
+    _ = try await TCPConnection.connect(to: address)
+    await #expect(throws: Errno.brokenPipe) { try await serving.value }
+  }
+
+  @Test("are shown with the traits of their SYN and of what is read")
+  func reports() throws {
+    var traits = Traits()
+    try traits.set(17, for: TraitKey<UInt32>(TraitID(rawValue: 5)!))
+    let own = try traits.map { try TraitReport($0, name: "flow") }
+    #expect(ConnectionReport(peer: "a", synTraits: own).text == "a  connected  flow=17")
+    #expect(ConnectionReport(peer: "a", synTraits: []).text == "a  connected")
+    let read = ReadReport(peer: "a", length: 3, traits: own, traitsTruncated: true)
+    #expect(read.text == "a  length 3  flow=17  (traits truncated)")
+    let json = String(
+      decoding: try JSONEncoder().encode(ConnectionReport(peer: "a", synTraits: own)), as: UTF8.self)
+    #expect(json.contains(#""name":"flow""#) && json.contains(#""syn_traits":[{"#))
+  }
 }
 
 @Suite("Values at the command line")
