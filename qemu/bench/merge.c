@@ -7,34 +7,24 @@
  * ADDRESS. OBJECT is table.bpf.o, which sets the trait KEY, of 8 bytes, there, or only
  * looks at the packets. A send is SEGMENTS datagrams, which GRO joins to one again.
  *
- * Prints a line for each variant: name, datagrams, ticks a datagram (the median of CHUNKS
- * measurements), how many datagrams a send became. The variants take turns.
+ * The variants take turns. Prints a line for each turn (see print_turn()), with how many datagrams a
+ * send became.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
-#include <errno.h>
-#include <error.h>
-#include <fcntl.h>
 #include <linux/if_link.h>
 #include <net/if.h>
 #include <netinet/udp.h>
-#include <sched.h>
 #include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
-#include <x86intrin.h>
+
+#include "common.h"
 
 #ifndef UDP_GRO
 #define UDP_GRO		104
 #endif
 
-#define CHUNKS		60
 #define ROUNDS		4
 #define WARM_UP		20
 #define SEGMENTS	40
@@ -65,24 +55,6 @@ static const struct variant {
 };
 
 #define VARIANTS (sizeof(variants) / sizeof(variants[0]))
-
-struct measurement {
-	struct bpf_object *object;
-	uint64_t ticks[CHUNKS];
-	long received;
-};
-
-static void enter(const char *namespace)
-{
-	char path[64];
-	int fd;
-
-	snprintf(path, sizeof(path), "/run/netns/%s", namespace);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 || setns(fd, CLONE_NEWNET))
-		error(1, errno, "network namespace %s", path);
-	close(fd);
-}
 
 static struct bpf_object *load(const char *path, const struct variant *variant, uint32_t key)
 {
@@ -130,64 +102,51 @@ static long pass(int from, int to)
 	return count;
 }
 
-static int ascending(const void *left, const void *right)
-{
-	uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
-
-	return (a > b) - (a < b);
-}
-
 int main(int argc, char **argv)
 {
-	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(PORT) };
-	struct measurement measurements[VARIANTS] = {};
-	struct timeval second = { .tv_sec = 5 };
+	struct bpf_object *objects[VARIANTS];
 	int from, to, interface, one = 1, segment = LENGTH;
-	size_t i, chunk, round;
+	struct sockaddr_storage address;
+	unsigned int turn, round;
+	socklen_t length;
+	size_t i;
 
 	if (argc != 7)
 		error(2, 0, "usage: merge OBJECT SENDER RECEIVER INTERFACE ADDRESS KEY");
-	if (inet_pton(AF_INET, argv[5], &address.sin_addr) != 1)
-		error(2, 0, "%s is no IPv4 address", argv[5]);
+	length = parse(argv[5], PORT, &address);
 
 	enter(argv[2]);
-	from = socket(AF_INET, SOCK_DGRAM, 0);
-	if (from < 0 || connect(from, (void *)&address, sizeof(address)) ||
+	from = socket(address.ss_family, SOCK_DGRAM, 0);
+	if (from < 0 || connect(from, (void *)&address, length) ||
 	    setsockopt(from, IPPROTO_UDP, UDP_SEGMENT, &segment, sizeof(segment)))
 		error(1, errno, "connect to %s", argv[5]);
 	enter(argv[3]);
 	interface = if_nametoindex(argv[4]);
 	if (!interface)
 		error(1, errno, "%s", argv[4]);
-	to = socket(AF_INET, SOCK_DGRAM, 0);
-	if (to < 0 || bind(to, (void *)&address, sizeof(address)) ||
-	    setsockopt(to, IPPROTO_UDP, UDP_GRO, &one, sizeof(one)) ||
-	    setsockopt(to, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second)))
+	to = socket(address.ss_family, SOCK_DGRAM, 0);
+	if (to < 0 || bind(to, (void *)&address, length) ||
+	    setsockopt(to, IPPROTO_UDP, UDP_GRO, &one, sizeof(one)))
 		error(1, errno, "bind to %s", argv[5]);
+	limit(to);
 
 	for (i = 0; i < VARIANTS; i++)
-		measurements[i].object = load(argv[1], &variants[i], strtoul(argv[6], NULL, 10));
-	for (chunk = 0; chunk < CHUNKS; chunk++) {
+		objects[i] = load(argv[1], &variants[i], strtoul(argv[6], NULL, 10));
+	for (turn = 1; turn <= TURNS; turn++) {
 		for (i = 0; i < VARIANTS; i++) {
 			uint64_t begin;
+			long received = 0;
 
 			/* In place of the other one */
-			attach(interface, measurements[i].object);
+			attach(interface, objects[i]);
 			for (round = 0; round < WARM_UP; round++)
 				pass(from, to);
 			begin = __rdtsc();
 			for (round = 0; round < ROUNDS; round++)
-				measurements[i].received += pass(from, to);
-			measurements[i].ticks[chunk] = __rdtsc() - begin;
+				received += pass(from, to);
+			print_turn(turn, "gro", variants[i].name, ROUNDS * SEGMENTS, __rdtsc() - begin,
+				   (double)received / ROUNDS);
 		}
-	}
-	for (i = 0; i < VARIANTS; i++) {
-		struct measurement *m = &measurements[i];
-
-		qsort(m->ticks, CHUNKS, sizeof(m->ticks[0]), ascending);
-		printf("%s\t%d\t%.2f\t%.2f\n", variants[i].name, CHUNKS * ROUNDS * SEGMENTS,
-		       (m->ticks[CHUNKS / 2 - 1] + m->ticks[CHUNKS / 2]) / 2.0 / ROUNDS / SEGMENTS,
-		       (double)m->received / CHUNKS / ROUNDS);
 	}
 	return 0;
 }

@@ -102,33 +102,38 @@ bench_unused() {
 			boot_bench $kernel "$boot"
 		done
 	done
-	awk -v tsv="$directory/unused.tsv" -f "$BENCH_DIRECTORY/interval.awk" "$directory/boots.tsv" | tee "$directory/table.txt"
+	awk -v tsv="$directory/unused.tsv" -f "$BENCH_DIRECTORY/median.awk" -f "$BENCH_DIRECTORY/interval.awk" \
+		"$directory/boots.tsv" | tee "$directory/table.txt"
 	step "bench: done, in instructions a packet ($directory/unused.tsv)"
 }
 
-# bench_merge: GRO with traits that are equal, that differ, and without, by turns in one boot
-bench_merge() {
-	local directory=$RESULTS/bench-merge status=0
+# bench_turns NAME WHAT EACH: qemu/guest/NAME runs NAME.c, whose variants take turns in one boot;
+# EACH is what the table says of their last column
+bench_turns() {
+	local name=$1 what=$2 each=$3 directory=$RESULTS/bench-$1 status=0
+	local -a libraries=()
 	install_packages
 	find_toolchain
 	lock_cache
 	prepare_guest patched-bench
 	swift_build "traitctl" --product traitctl
 	build_bpf
-	build_guest_program "$BENCH_DIRECTORY/merge.c" -lbpf
+	[ "$name" != merge ] || libraries=(-lbpf)
+	build_guest_program "$BENCH_DIRECTORY/$name.c" "${libraries[@]}"
 	rm -rf "$directory"
 	mkdir -p "$directory"
 
-	step "bench: datagrams that GRO merges, one processor that counts instructions"
+	step "bench: $what, one processor that counts instructions"
 	ACCELERATION=(--disable-kvm)
 	GUEST_CPUS=1
 	GUEST_ARGUMENTS=(--qemu-opts='-icount shift=0,sleep=off')
-	boot_guest "$directory" $BENCH_LIMIT qemu/guest/merge "$GUEST_PROGRAMS/merge" "$ROOT/.build/debug/traitctl" \
+	boot_guest "$directory" $BENCH_LIMIT "qemu/guest/$name" "$GUEST_PROGRAMS/$name" "$ROOT/.build/debug/traitctl" \
 		"$directory" || status=$?
 	[ $status -eq 0 ] || fail "the benchmark ended with status $status" \
 		"Its output: $directory/output.log" "The kernel's log: $directory/console.log"
-	awk -f "$BENCH_DIRECTORY/merge.awk" "$directory/merge.tsv" | tee "$directory/table.txt"
-	step "bench: done, in instructions a datagram ($directory/merge.tsv)"
+	awk -v each="$each" -f "$BENCH_DIRECTORY/median.awk" -f "$BENCH_DIRECTORY/turns.awk" "$directory/$name.tsv" |
+		tee "$directory/table.txt"
+	step "bench: done, in instructions a packet ($directory/$name.tsv)"
 }
 
 help_bench() {
@@ -136,10 +141,11 @@ help_bench() {
 	Usage: qemu/vm bench store
 	       qemu/vm bench unused [--boots N]
 	       qemu/vm bench merge
+	       qemu/vm bench stream
 
 	Counts instructions. The figures do not depend on how fast or how busy the machine is, but on the
 	compiler. Tables go to standard output, and with the figures that they were made from to
-	.build-vm/results/bench-store, bench-unused and bench-merge.
+	.build-vm/results/bench-store, bench-unused, bench-merge and bench-stream.
 
 	  store    set, get and delete of the series' store, beside a slot for each key and an earlier
 	           layout, compiled as programs: takes seconds and builds no kernel. Installs valgrind.
@@ -147,9 +153,11 @@ help_bench() {
 	           loopback device, forwarding between veth pairs; unpatched and patched kernel by
 	           turns, always under software emulation. Two more kernels are built for it, once; a
 	           boot takes half a minute.
-
 	  merge    datagrams that GRO merges: all with equal traits, each with traits of its own, and
 	           none with any, by turns in one boot of the kernel that unused has built.
+	  stream   the segments of TCP streams on the loopback device: without traits, with one that is
+	           sticky and with as many as a store has room for, and read or not; by turns in one
+	           boot of the same kernel.
 
 	  --boots N   of unused: boots of each kernel (default 9; at least 6, as fewer have no 95 %
 	              interval)
@@ -163,8 +171,8 @@ help_bench() {
 command_bench() {
 	local what=${1:-} boots=9
 	case $what in
-	store | unused | merge) shift ;;
-	*) usage_error "bench: store, unused or merge, not '$what'" bench ;;
+	store | unused | merge | stream) shift ;;
+	*) usage_error "bench: store, unused, merge or stream, not '$what'" bench ;;
 	esac
 	while [ $# -gt 0 ]; do
 		case $what:$1 in
@@ -181,6 +189,7 @@ command_bench() {
 	case $what in
 	store) bench_store ;;
 	unused) bench_unused "$boots" ;;
-	merge) bench_merge ;;
+	merge) bench_turns merge "datagrams that GRO merges" "datagrams of 40" ;;
+	stream) bench_turns stream "segments of streams" "traits a read" ;;
 	esac
 }

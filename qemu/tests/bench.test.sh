@@ -5,7 +5,7 @@
 test_what_and_how_often_are_checked() {
 	vm bench
 	ends 64
-	says "store, unused or merge, not ''"
+	says "store, unused, merge or stream, not ''"
 	vm bench everything
 	ends 64
 	says "'everything'"
@@ -20,14 +20,36 @@ test_what_and_how_often_are_checked() {
 	vm bench merge --boots 9
 	ends 64
 	says "what is '--boots'"
+	vm bench stream --boots 9
+	ends 64
+	says "what is '--boots'"
 }
 
-test_merging_is_set_against_none() {
-	printf '%s\t9600\t%s\t%s\n' without 1000.00 1.00 equal 1015.00 1.00 different 2000.00 40.00 >"$WORK/merge.tsv"
-	same 'traits      instructions   against none   datagrams of 40
-without           1000.0         +0.00 %              1.00
-equal             1015.0         +1.50 %              1.00
-different         2000.0       +100.00 %             40.00' "$(awk -f "$CLONE/qemu/bench/merge.awk" "$WORK/merge.tsv")"
+# turns_tsv SCENARIO VARIANT EACH INSTRUCTIONS...: a turn for each of them
+turns_tsv() {
+	local turn=0 scenario=$1 variant=$2 each=$3
+	shift 3
+	while [ $# -gt 0 ]; do
+		turn=$((turn + 1))
+		printf '%d\t%s\t%s\t40\t%s\t%s\n' $turn "$scenario" "$variant" "$1" "$each"
+		shift
+	done
+}
+
+test_variants_are_set_against_the_first_of_their_turn() {
+	# The second costs 10 more each time, however much the first cost; one turn was disturbed
+	{
+		turns_tsv small without 0.00 1000 1001 1002 1003 1004 5000 1006 1007 1008
+		turns_tsv small one 1.00 1010 1011 1012 1013 9000 1015 1016 1017 1018
+		turns_tsv bulk without 0.00 200 200 200 200 200 200 200 200 200
+		turns_tsv bulk one 1.00 190 191 192 193 194 195 196 197 198
+	} >"$WORK/turns.tsv"
+	same 'scenario    traits     instructions  difference                95 %             traits a read
+small       without          1004.0                                             0.00
+small       one              1015.0       +10.0      +10.0 .. +10.0   +1.00 %   1.00
+bulk        without           200.0                                             0.00
+bulk        one               194.0        -6.0        -9.0 .. -3.0   -3.00 %   1.00' \
+		"$(awk -v each='traits a read' -f "$CLONE/qemu/bench/median.awk" -f "$CLONE/qemu/bench/turns.awk" "$WORK/turns.tsv")"
 }
 
 # boots_tsv UNPATCHED... -- PATCHED...: one scenario
@@ -48,7 +70,7 @@ boots_tsv() {
 
 # interval: unused.tsv of boots_tsv's output
 interval() {
-	awk -v tsv="$WORK/unused.tsv" -f "$CLONE/qemu/bench/interval.awk" >"$WORK/table"
+	awk -v tsv="$WORK/unused.tsv" -f "$CLONE/qemu/bench/median.awk" -f "$CLONE/qemu/bench/interval.awk" >"$WORK/table"
 	tail -n 1 "$WORK/unused.tsv"
 }
 
@@ -174,4 +196,24 @@ test_a_boot_that_fails_ends_the_benchmark() {
 	vm bench unused --boots 6
 	ends 1
 	says 'the benchmark in the unpatched kernel ended with status 3' 'output.log'
+}
+
+test_variants_take_their_turns_in_one_boot_with_one_processor_that_counts() {
+	everything_but_the_guest <<-'GUEST'
+	for ((turn = 1; turn <= 6; turn++)); do
+		printf '%d\tapart\twithout\t160\t3000\t0.00\n%d\tapart\tfull\t160\t3030\t12.00\n' $turn $turn
+	done >"$RESULTS/stream.tsv"
+	echo 0 >"$RESULTS/status"
+	GUEST
+	vm bench stream
+	ends 0
+	grep -qE '^apart +full +3030.0 +\+30.0 +\+30.0 .. \+30.0 +\+1.00 % +12.00$' <<<"$OUTPUT"
+	same "$(grep -E '^(scenario|apart)' <<<"$OUTPUT")" "$(cat "$CLONE/.build-vm/results/bench-stream/table.txt")"
+	grep -q 'qemu/guest/stream .*/stream .*/.build/debug/traitctl .*/results/bench-stream ' "$WORK/guest.command"
+	grep -q -e 'patched-bench.*--cpus 1 .*-icount shift=0,sleep=off.*--disable-kvm' "$WORK/vng.arguments"
+	! grep -q CONFIG_DEBUG_NET=y "$CACHE/build/patched-bench/arch/x86/boot/bzImage" || return 1
+	sed -i 's/echo 0 >/echo 2 >/' "$CACHE/virtme-ng-1.42/bin/vng"
+	vm bench stream
+	ends 1
+	says 'the benchmark ended with status 2' 'output.log'
 }
