@@ -6,16 +6,18 @@
  *
  * First one thread makes N calls. What each has to do is worked out beside it: an error
  * of its own, what an option holds afterwards, what a datagram carries when it arrives, and
- * that it does not arrive if its sendmsg() failed. Half of these calls are made without capabilities;
- * then a process of another user makes a quarter as many more with the same sockets, and one in a
- * network namespace of that user's own. Then, for that many seconds, threads of both users call on the same sockets while others remove and make keys,
- * close and shut down sockets and write to the buffers; there only the form of what comes back is
+ * that it does not arrive if its sendmsg() failed; of TCP, what a read delivers and where it
+ * ends, and what is known of the SYN on the socket that is accepted. Half of these calls are made
+ * without capabilities; then a process of another user makes a quarter as many more with the same
+ * sockets, and one in a network namespace of that user's own. Then, for that many seconds, threads of
+ * both users call on the same sockets while others remove and make keys, close and shut down sockets,
+ * make and end connections and write to the buffers; there only the form of what comes back is
  * looked at, and the kernel has to hold. The first part is repeated by its seed (or
  * PACKET_TRAITS_SEED), which is printed, with the same number of calls.
  *
  * Prints a line "call errno count" for each outcome, errno 0 for success, and how many
- * datagrams and traits of the first part were compared with what was sent. Status 1 and
- * a line that says what was expected if something is wrong.
+ * datagrams, reads of streams and SYNs of the first part were compared with what was sent, and the
+ * traits of these. Status 1 and a line that says what was expected if something is wrong.
  *
  * Makes a network namespace for itself. Needs the capabilities of root.
  */
@@ -33,8 +35,6 @@
 #include <linux/if_packet.h>
 #include <linux/net_tstamp.h>
 #include <linux/rtnetlink.h>
-#include <linux/traits.h>
-#include <linux/traits_netlink.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/ip.h>
@@ -44,10 +44,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,16 +58,12 @@
 
 #include <libmnl/libmnl.h>
 
+#include "fuzz.h"
+
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT	103
 #endif
 
-#define KEYS		12
-#define ALL_KEYS	64
-#define RECORDS		80
-#define STORE		192
-#define PAGES		20
-#define PORT		4260
 #define INTERFACE	"groups"
 #define GROUP_IPV4	"239.255.42.60"
 #define GROUP_IPV6	"ff05::4260"
@@ -79,71 +71,19 @@
 #define QUEUE		16384
 #define NOBODY		65534
 #define DATAGRAMS	4096
-#define ERRNOS		140
-#define BATCH		4
-#define LARGEST_OF_BATCH	1024
 /* For experiments, RFC 3692: nobody's */
 #define RAW_PROTOCOL	253
 
-enum call { SET_RECV, SET_SEND, SET_OTHER, GET_RECV, GET_SEND, GET_OTHER, SEND, SEND_MANY, RECEIVE, RECEIVE_MANY,
-	    CALLS };
-
 static const char *const call_names[CALLS] = {
-	"setsockopt-recv", "setsockopt-send", "setsockopt-other",
-	"getsockopt-recv", "getsockopt-send", "getsockopt-other",
-	"sendmsg", "sendmmsg", "recvmsg", "recvmmsg",
+	"setsockopt-recv", "setsockopt-send", "setsockopt-save", "setsockopt-other",
+	"getsockopt-recv", "getsockopt-send", "getsockopt-save", "getsockopt-syn", "getsockopt-other",
+	"sendmsg", "sendmmsg", "recvmsg", "recvmmsg", "connect",
 };
 
-/* In memory that the processes of another user have as well */
-static struct shared {
-	atomic_ulong outcomes[CALLS][ERRNOS];
-	/* Of which it is known with what they were sent */
-	atomic_ulong compared_datagrams, compared_traits;
-	atomic_bool ended;
-} *shared;
-
-/* A key as it is registered now; made counts how often */
-struct key {
-	unsigned int id, size, flags, made;
-};
-
-static struct key keys[KEYS];
-/* For each number the key that has it, or NULL */
-static struct key *numbers[ALL_KEYS];
-
-/* Traits with which something was said to be sent */
-struct sent {
-	unsigned int count;
-	struct {
-		unsigned int id, size, made;
-		uint8_t value[16];
-	} traits[RECORDS];
-};
-
-/* Up to UDPLITE6 those whose datagrams are followed, up to PING6 those that send */
-enum kind { UDP4, UDP6, MAPPED, GROUP4, GROUP6, UDPLITE4, UDPLITE6, RAW4, RAW6, HEADER4, HEADER6, PING4, PING6, PACKET,
-	    TCP, UNIX, KINDS };
-
-struct slot {
-	enum kind kind;
-	int fd;
-	struct sockaddr_storage to;
-	socklen_t to_len;
-	/* What the options hold */
-	uint64_t mask;
-	/* Up to this datagram it may have asked for nothing: they were stripped then */
-	uint64_t silent;
-	struct sent sticky;
-	/* UDP_CORK; and of a datagram under way, which may have been begun out of the ordinary */
-	bool held, corked, odd;
-	uint64_t cork;
-	/* Gives other control messages too */
-	bool talks;
-};
-
-#define SLOTS	(2 * KINDS)
-
-static struct slot slots[SLOTS];
+struct shared *shared;
+struct key keys[KEYS];
+struct key *numbers[ALL_KEYS];
+struct slot slots[SLOTS];
 
 /* What the last datagrams were sent with, by their number modulo DATAGRAMS */
 static struct {
@@ -154,23 +94,10 @@ static struct {
 
 static uint64_t datagram_count;
 
-struct thread {
-	uint64_t state;
-	/* Disturbed: somebody else writes to its memory; foreign: another user's; owner: who has
-	 * capabilities over the network namespace, and no others
-	 */
-	bool checked, privileged, disturbed, foreign, owner;
-	unsigned long call;
-	/* PAGES that can be written, and one behind that cannot be touched; one to be read only */
-	uint8_t *memory, *readable;
-	size_t page;
-};
-
 static uint64_t seed;
 static unsigned long calls = 20000;
 
-static void __attribute__((format(printf, 2, 3), noreturn))
-wrong(const struct thread *thread, const char *format, ...)
+void wrong(const struct thread *thread, const char *format, ...)
 {
 	va_list arguments;
 
@@ -189,7 +116,7 @@ wrong(const struct thread *thread, const char *format, ...)
 }
 
 /* xorshift64*, of Vigna: small, and the same everywhere */
-static uint64_t any(struct thread *thread)
+uint64_t any(struct thread *thread)
 {
 	thread->state ^= thread->state >> 12;
 	thread->state ^= thread->state << 25;
@@ -197,12 +124,12 @@ static uint64_t any(struct thread *thread)
 	return thread->state * 0x2545f4914f6cdd1dULL;
 }
 
-static unsigned int below(struct thread *thread, unsigned int bound)
+unsigned int below(struct thread *thread, unsigned int bound)
 {
 	return (any(thread) >> 32) % bound;
 }
 
-static bool one_in(struct thread *thread, unsigned int bound)
+bool one_in(struct thread *thread, unsigned int bound)
 {
 	return !below(thread, bound);
 }
@@ -352,11 +279,13 @@ static int make_key(struct netlink *netlink, struct key *key)
 
 	snprintf(name, sizeof(name), "fuzz.%u.%u", (unsigned int)getpid(), index);
 	key->size = sizes[(index + key->made) % 3];
+	/* The last ones merge as numbers, where they are such */
+	key->merge = index >= 8 && key->size < 16 ? TRAITS_MERGE_MIN + index - 8 : index % (TRAITS_MERGE_LAST + 1);
 	key->flags = index / 3 | (index % 2 ? TRAITS_KEY_FLAGS_CROSS_NETNS : 0);
 	mnl_attr_put_strz(message, TRAITS_A_KEY_NAME, name);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_SIZE, key->size);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_FLAGS, key->flags);
-	mnl_attr_put_u32(message, TRAITS_A_KEY_MERGE, index % (TRAITS_MERGE_LAST + 1));
+	mnl_attr_put_u32(message, TRAITS_A_KEY_MERGE, key->merge);
 	/* Under the number that it had: what has it on record must not take it for the same */
 	if (key->made)
 		mnl_attr_put_u32(message, TRAITS_A_KEY_ID, key->id);
@@ -380,7 +309,7 @@ static int remove_key(struct netlink *netlink, const struct key *key)
 
 /* ---- what has to come of a call ---- */
 
-static const struct key *key_of(unsigned int id, unsigned int made)
+const struct key *key_of(unsigned int id, unsigned int made)
 {
 	const struct key *key = id < ALL_KEYS ? numbers[id] : NULL;
 
@@ -388,7 +317,7 @@ static const struct key *key_of(unsigned int id, unsigned int made)
 }
 
 /* Without those whose keys are gone */
-static void prune(struct sent *sent)
+void prune(struct sent *sent)
 {
 	unsigned int i, left = 0;
 
@@ -399,7 +328,7 @@ static void prune(struct sent *sent)
 	sent->count = left;
 }
 
-static void put_trait(struct sent *sent, const struct trait *record)
+void put_trait(struct sent *sent, const struct trait *record)
 {
 	unsigned int i;
 
@@ -433,12 +362,12 @@ static bool may(const struct thread *thread, unsigned int id, unsigned int flag)
 
 static bool receives(enum kind kind)
 {
-	return kind <= PACKET;
+	return kind <= PACKET || is_tcp(kind);
 }
 
 static bool sends(enum kind kind)
 {
-	return kind < PACKET;
+	return kind < PACKET || is_tcp(kind);
 }
 
 /* Are these records in form and of registered keys? 0 or an errno value */
@@ -480,8 +409,8 @@ static int judge_rights(const struct thread *thread, const struct trait *records
 }
 
 /* What TRAITS_SEND has to say, and in @sent what it sets */
-static int judge_send(const struct thread *thread, const struct slot *slot, const struct trait *records,
-		      size_t len, struct sent *sent)
+int judge_send(const struct thread *thread, const struct slot *slot, const struct trait *records,
+	       size_t len, struct sent *sent)
 {
 	unsigned int i;
 	int err = judge_form(records, len);
@@ -545,7 +474,7 @@ static size_t records_of_cork(struct slot *slot, struct trait *records)
 /* ---- memory ---- */
 
 /* Where nothing is */
-static void *bad_address(struct thread *thread)
+void *bad_address(struct thread *thread)
 {
 	void *const addresses[] = { NULL, (void *)8, (void *)0xffff888000000000UL, (void *)0x8000000000000000UL,
 				    thread->memory + PAGES * thread->page };
@@ -590,21 +519,21 @@ static bool can_touch(const struct thread *thread, const uint8_t *at, size_t len
 
 /* ---- calls ---- */
 
-static void note(struct thread *thread, enum call call, int err)
+void note(struct thread *thread, enum call call, int err)
 {
 	if (err < 0 || err >= ERRNOS)
 		wrong(thread, "%s: errno %d", call_names[call], err);
 	atomic_fetch_add_explicit(&shared->outcomes[call][err], 1, memory_order_relaxed);
 }
 
-static void fill(struct thread *thread, uint8_t *bytes, unsigned int count)
+void fill(struct thread *thread, uint8_t *bytes, unsigned int count)
 {
 	while (count--)
 		bytes[count] = any(thread) >> 32;
 }
 
 /* Records of which most are right; returns the number of bytes */
-static size_t make_records(struct thread *thread, struct trait *records)
+size_t make_records(struct thread *thread, struct trait *records)
 {
 	unsigned int first = below(thread, KEYS), i, count;
 	bool open = one_in(thread, 2);
@@ -664,6 +593,8 @@ static void set_send(struct thread *thread, struct slot *slot)
 	else if (one_in(thread, 40))
 		optlen = any(thread) >> 32;
 
+	if (is_stream(slot->kind) && thread->checked)
+		stream_sends_other(slot);
 	err = setsockopt(slot->fd, SOL_TRAITS, TRAITS_SEND, at, optlen) ? errno : 0;
 	note(thread, SET_SEND, err);
 	if (!thread->checked)
@@ -689,19 +620,27 @@ static void set_send(struct thread *thread, struct slot *slot)
 		slot->sticky = sent;
 }
 
-static void set_recv(struct thread *thread, struct slot *slot)
+uint64_t make_mask(struct thread *thread)
 {
-	uint64_t mask = 0;
-	unsigned int i, optlen = sizeof(mask);
 	bool open = one_in(thread, 2);
-	int err, expected = 0;
-	size_t good;
-	uint8_t *at;
+	uint64_t mask = 0;
+	unsigned int i;
 
 	for (i = 0; i < KEYS; i++) {
 		if (one_in(thread, 2) && !(open && !(keys[i].flags & TRAITS_KEY_FLAGS_OPEN_READ)))
 			mask |= 1ULL << keys[i].id;
 	}
+	return mask;
+}
+
+static void set_mask(struct thread *thread, struct slot *slot, bool save)
+{
+	uint64_t mask = make_mask(thread);
+	unsigned int i, optlen = sizeof(mask);
+	int err, expected = 0;
+	size_t good;
+	uint8_t *at;
+
 	if (one_in(thread, 10))
 		mask |= 1ULL << below(thread, ALL_KEYS);
 	if (one_in(thread, 20))
@@ -712,14 +651,14 @@ static void set_recv(struct thread *thread, struct slot *slot)
 	if (one_in(thread, 10))
 		optlen = one_in(thread, 2) ? below(thread, 20) : any(thread) >> 32;
 
-	err = setsockopt(slot->fd, SOL_TRAITS, TRAITS_RECV, at, optlen) ? errno : 0;
-	note(thread, SET_RECV, err);
+	err = setsockopt(slot->fd, SOL_TRAITS, save ? TRAITS_SAVE_SYN : TRAITS_RECV, at, optlen) ? errno : 0;
+	note(thread, save ? SET_SAVE : SET_RECV, err);
 	if (!thread->checked)
 		return;
 
 	if ((int)optlen < 0)
 		expected = EINVAL;
-	else if (!receives(slot->kind))
+	else if (!(save ? is_tcp(slot->kind) : receives(slot->kind)))
 		expected = EOPNOTSUPP;
 	else if (optlen != sizeof(mask))
 		expected = EINVAL;
@@ -736,11 +675,18 @@ static void set_recv(struct thread *thread, struct slot *slot)
 		}
 	}
 	if (err != expected)
-		wrong(thread, "TRAITS_RECV, %u bytes, mask %#llx, kind %d: errno %d, expected %d", optlen,
-		      (unsigned long long)mask, slot->kind, err, expected);
-	if (!err) {
+		wrong(thread, "%s, %u bytes, mask %#llx, kind %d: errno %d, expected %d",
+		      save ? "TRAITS_SAVE_SYN" : "TRAITS_RECV", optlen, (unsigned long long)mask, slot->kind, err,
+		      expected);
+	if (err)
+		return;
+	if (save) {
+		slot->save = mask;
+	} else {
 		if (!slot->mask)
 			slot->silent = datagram_count + 1;
+		if (is_stream(slot->kind))
+			stream_asks_other(slot);
 		slot->mask = mask;
 	}
 }
@@ -750,26 +696,37 @@ static int order(const void *one, const void *other)
 	return (int)((const struct trait *)one)->key - (int)((const struct trait *)other)->key;
 }
 
-static void get(struct thread *thread, struct slot *slot, bool send)
+static void get(struct thread *thread, struct slot *slot, int name)
 {
+	static const char *const names[] = {
+		[TRAITS_RECV] = "TRAITS_RECV", [TRAITS_SEND] = "TRAITS_SEND", [TRAITS_SAVE_SYN] = "TRAITS_SAVE_SYN",
+		[TRAITS_SYN] = "TRAITS_SYN",
+	};
+	static const enum call gets[] = {
+		[TRAITS_RECV] = GET_RECV, [TRAITS_SEND] = GET_SEND, [TRAITS_SAVE_SYN] = GET_SAVE, [TRAITS_SYN] = GET_SYN,
+	};
+	const struct sent *sent = name == TRAITS_SEND ? &slot->sticky : name == TRAITS_SYN ? &slot->syn : NULL;
 	struct trait records[RECORDS] = {};
 	unsigned int i, count = 0;
 	uint8_t before[2 * sizeof(records)];
-	const void *value = &slot->mask;
+	const void *value = name == TRAITS_RECV ? &slot->mask : &slot->save;
 	int room, optlen, err, expected = 0, needed = sizeof(slot->mask);
 	socklen_t *len_at = (socklen_t *)&optlen;
+	bool has = name == TRAITS_RECV ? receives(slot->kind) : name == TRAITS_SEND ? sends(slot->kind) :
+		   is_tcp(slot->kind);
 	bool readable = true, writable = true;
 	size_t good;
 	uint8_t *at;
 
-	if (send) {
-		for (i = 0; i < slot->sticky.count; i++) {
-			if (thread->checked &&
-			    !may(thread, slot->sticky.traits[i].id, TRAITS_KEY_FLAGS_OPEN_READ))
+	if (sent) {
+		for (i = 0; i < sent->count; i++) {
+			/* What was kept of a SYN is for whoever has the socket */
+			if (thread->checked && name == TRAITS_SEND &&
+			    !may(thread, sent->traits[i].id, TRAITS_KEY_FLAGS_OPEN_READ))
 				continue;
-			records[count].key = slot->sticky.traits[i].id;
-			records[count].len = slot->sticky.traits[i].size;
-			memcpy(records[count++].value, slot->sticky.traits[i].value, 16);
+			records[count].key = sent->traits[i].id;
+			records[count].len = sent->traits[i].size;
+			memcpy(records[count++].value, sent->traits[i].value, 16);
 		}
 		qsort(records, count, sizeof(*records), order);
 		value = records;
@@ -790,12 +747,12 @@ static void get(struct thread *thread, struct slot *slot, bool send)
 		writable = false;
 	}
 
-	err = getsockopt(slot->fd, SOL_TRAITS, send ? TRAITS_SEND : TRAITS_RECV, at, len_at) ? errno : 0;
-	note(thread, send ? GET_SEND : GET_RECV, err);
+	err = getsockopt(slot->fd, SOL_TRAITS, name, at, len_at) ? errno : 0;
+	note(thread, gets[name], err);
 	if (!thread->checked)
 		return;
 
-	if (!(send ? sends(slot->kind) : receives(slot->kind)))
+	if (!has)
 		expected = EOPNOTSUPP;
 	else if (!readable)
 		expected = EFAULT;
@@ -809,9 +766,10 @@ static void get(struct thread *thread, struct slot *slot, bool send)
 		expected = EFAULT;
 	if (err != expected)
 		wrong(thread, "getsockopt of %s, %d bytes of room for %d, %zu good, kind %d: errno %d, expected %d",
-		      send ? "TRAITS_SEND" : "TRAITS_RECV", room, needed, good, slot->kind, err, expected);
+		      names[name], room, needed, good, slot->kind, err, expected);
 	if (expected != EOPNOTSUPP && writable && room >= 0 && optlen != needed)
-		wrong(thread, "getsockopt said %d bytes, expected %d", optlen, needed);
+		wrong(thread, "getsockopt of %s said %d bytes, expected %d, kind %d", names[name], optlen, needed,
+		      slot->kind);
 	if (!good || err == EFAULT)
 		return;
 	memset(before, 0xee, sizeof(before));
@@ -819,18 +777,24 @@ static void get(struct thread *thread, struct slot *slot, bool send)
 		memcpy(before, value, needed);
 	for (i = 0; i < good && i < sizeof(before); i++) {
 		if (at[i] != before[i])
-			wrong(thread, "getsockopt wrote %#x at %u, expected %#x", at[i], i, before[i]);
+			wrong(thread, "getsockopt of %s wrote %#x at %u, expected %#x, kind %d", names[name], at[i], i,
+			      before[i], slot->kind);
 	}
 }
 
 /* Names of options that there are none of */
 static void other_option(struct thread *thread, struct slot *slot, bool set)
 {
-	static const int names[] = { 0, 3, 4, -1, INT32_MIN, INT32_MAX };
+	static const int names[] = { 0, TRAITS_SYN, 5, -1, INT32_MIN, INT32_MAX };
 	uint8_t value[64] = {}, before[64] = {};
 	int name = names[below(thread, 6)], err, expected = receives(slot->kind) ? ENOPROTOOPT : EOPNOTSUPP;
 	socklen_t len = below(thread, sizeof(value));
 
+	/* That can be read, and nothing else */
+	if (name == TRAITS_SYN && !set)
+		name++;
+	else if (name == TRAITS_SYN && !is_tcp(slot->kind))
+		expected = EOPNOTSUPP;
 	if (set)
 		err = setsockopt(slot->fd, SOL_TRAITS, name, value, len) ? errno : 0;
 	else
@@ -852,19 +816,6 @@ static size_t put_control(uint8_t *control, size_t len, int level, int type, con
 	memcpy(control + len + CMSG_LEN(0), data, data_len);
 	return len + CMSG_SPACE(data_len);
 }
-
-struct message {
-	struct msghdr header;
-	struct iovec vector;
-	struct trait records[RECORDS];
-	size_t len;
-	uint64_t number;
-	/* Nothing about it is out of the ordinary but its traits */
-	bool plain;
-	/* If it is sent it is with these records */
-	bool certain;
-	uint8_t control[8192];
-};
 
 /* The bytes of a datagram: its number over and over. @place tells those of a batch apart. */
 static uint8_t *payload_of(struct thread *thread, uint64_t number, size_t len, unsigned int place)
@@ -897,7 +848,8 @@ static void put_ip_header(enum kind kind, uint8_t *at, size_t len)
 	}
 }
 
-static void make_message(struct thread *thread, struct slot *slot, struct message *message, int place_in_batch)
+static void make_message(struct thread *thread, struct slot *slot, struct message *message, int place_in_batch,
+			 size_t before)
 {
 	size_t len = 0, good, payload = 8 * (1 + below(thread, 12));
 	bool many = place_in_batch >= 0;
@@ -907,7 +859,7 @@ static void make_message(struct thread *thread, struct slot *slot, struct messag
 
 	memset(message, 0, offsetof(struct message, control));
 	message->certain = true;
-	message->plain = slot->kind <= UDPLITE6;
+	message->plain = slot->kind <= UDPLITE6 || is_stream(slot->kind);
 	message->number = thread->checked ? datagram_count + 1 + (many ? place_in_batch : 0) : 0;
 
 	if (one_in(thread, 8)) {
@@ -916,14 +868,19 @@ static void make_message(struct thread *thread, struct slot *slot, struct messag
 		message->plain = false;
 	}
 	if (!one_in(thread, 5)) {
-		if (slot->corked && one_in(thread, 2))
+		/* Over and over the same, or no two could ever be read at once */
+		if (is_stream(slot->kind) && one_in(thread, 3))
+			message->len = 0;
+		else if (is_stream(slot->kind) && !one_in(thread, 3))
+			message->len = stream_records(thread, slot, message->records);
+		else if (slot->corked && one_in(thread, 2))
 			message->len = records_of_cork(slot, message->records);
 		else
 			message->len = make_records(thread, message->records);
 		len = put_control(message->control, len, SOL_TRAITS, SCM_TRAITS, message->records, message->len,
 				  CMSG_LEN(message->len));
 	}
-	if (one_in(thread, 12)) {
+	if (one_in(thread, 12) && !is_stream(slot->kind)) {
 		len = put_control(message->control, len, IPPROTO_UDP, UDP_SEGMENT, &segment, sizeof(segment),
 				  CMSG_LEN(sizeof(segment)));
 		message->plain = false;
@@ -945,6 +902,9 @@ static void make_message(struct thread *thread, struct slot *slot, struct messag
 	message->vector.iov_base = payload_of(thread, slot->corked ? slot->cork : message->number, payload,
 					      many ? place_in_batch : 0);
 	message->vector.iov_len = payload;
+	/* What of a batch is before it is not known to be sent, but nothing of this one is if it is not */
+	if (is_stream(slot->kind) && thread->checked)
+		stream_fill(slot, message->vector.iov_base, before, payload);
 	/* Or else ICMP sockets take next to none */
 	if (payload && (slot->kind == PING4 || slot->kind == PING6))
 		memcpy(message->vector.iov_base, slot->kind == PING4 ? "\x08" : "\x80", 2);
@@ -1047,12 +1007,16 @@ static void send_one(struct thread *thread, struct slot *slot)
 {
 	struct message message;
 	int flags = MSG_DONTWAIT | MSG_NOSIGNAL, err, expected;
+	ssize_t length;
 
-	make_message(thread, slot, &message, -1);
-	if (one_in(thread, 8) && slot->kind <= RAW6)
+	if (is_stream(slot->kind) && thread->checked && stream_is_full(slot))
+		return;
+	make_message(thread, slot, &message, -1, 0);
+	if (one_in(thread, 8) && (slot->kind <= RAW6 || is_tcp(slot->kind)))
 		flags |= MSG_MORE;
 
-	err = sendmsg(slot->fd, &message.header, flags) < 0 ? errno : 0;
+	length = sendmsg(slot->fd, &message.header, flags);
+	err = length < 0 ? errno : 0;
 	note(thread, SEND, err);
 	if (!thread->checked)
 		return;
@@ -1064,6 +1028,8 @@ static void send_one(struct thread *thread, struct slot *slot)
 			wrong(thread, "sendmsg, %zu bytes of records, kind %d%s: errno %d, expected %d", message.len,
 			      slot->kind, slot->corked ? ", more of a datagram" : "", err, expected);
 	}
+	if (is_stream(slot->kind) && length > 0)
+		stream_wrote(slot, &message, length);
 	if (slot->kind <= UDPLITE6) {
 		if (slot->corked && err) {
 			/* One that cannot be added takes the others with it, or leaves them: what
@@ -1080,18 +1046,20 @@ static void send_many(struct thread *thread, struct slot *slot)
 {
 	static __thread struct message messages[BATCH];
 	struct mmsghdr headers[BATCH];
+	size_t before = 0;
 	int i, sent, err;
 
-	if (thread->checked && (slot->corked || slot->held))
+	if (thread->checked && (slot->corked || slot->held || (is_stream(slot->kind) && stream_is_full(slot))))
 		return;
 	for (i = 0; i < BATCH; i++) {
-		make_message(thread, slot, &messages[i], i);
+		make_message(thread, slot, &messages[i], i, before);
 		headers[i].msg_hdr = messages[i].header;
+		before += messages[i].vector.iov_len;
 	}
 	sent = sendmmsg(slot->fd, headers, BATCH, MSG_DONTWAIT | MSG_NOSIGNAL);
 	err = sent < 0 ? errno : 0;
 	note(thread, SEND_MANY, err);
-	if (!thread->checked || slot->kind > UDPLITE6)
+	if (!thread->checked || (slot->kind > UDPLITE6 && !is_stream(slot->kind)))
 		return;
 	if (sent < 0)
 		sent = 0;
@@ -1103,19 +1071,16 @@ static void send_many(struct thread *thread, struct slot *slot)
 		    ((i < sent && expected) || (!i && err && err != expected && !is_of_others(err))))
 			wrong(thread, "sendmmsg sent %d, errno %d; of %d errno %d was expected, kind %d", sent, err, i,
 			      expected, slot->kind);
-		remember(slot, &messages[i], i >= sent, true);
+		if (!is_stream(slot->kind))
+			remember(slot, &messages[i], i >= sent, true);
+		else if (i < sent)
+			stream_wrote(slot, &messages[i], headers[i].msg_len);
 	}
 }
 
-struct control {
-	struct trait records[ALL_KEYS];
-	unsigned int count;
-	bool others;
-};
-
 /* Control data that the kernel gave has to be in form */
-static void read_control(struct thread *thread, const struct slot *slot, const struct msghdr *header,
-			 struct control *control)
+void read_control(struct thread *thread, const struct slot *slot, const struct msghdr *header,
+		  struct control *control)
 {
 	static const uint8_t zero[16];
 	const uint8_t *bytes = header->msg_control;
@@ -1240,9 +1205,10 @@ static void receive_one(struct thread *thread, struct slot *slot)
 	struct msghdr header = { .msg_name = &from, .msg_namelen = sizeof(from), .msg_iov = &vector, .msg_iovlen = 1 };
 	size_t room = one_in(thread, 3) ? below(thread, 400) : 2048, claim, good;
 	uint8_t *at = place(thread, room, &good, true, true);
+	bool stream = is_stream(slot->kind) && thread->checked, known;
+	size_t i, waiting = stream ? stream_waiting(slot) : 0;
+	int err, flags = receive_flags(thread);
 	ssize_t length;
-	size_t i;
-	int err;
 
 	if (good)
 		memset(at, 0xee, good);
@@ -1252,18 +1218,22 @@ static void receive_one(struct thread *thread, struct slot *slot)
 		vector.iov_base = bad_address(thread);
 	if (one_in(thread, 60))
 		header.msg_name = bad_address(thread);
-	length = recvmsg(slot->fd, &header, receive_flags(thread));
+	length = recvmsg(slot->fd, &header, flags);
 	err = length < 0 ? errno : 0;
 	note(thread, RECEIVE, err);
 	/* Where the kernel could not write, nothing can be read */
-	if (err || good != room || claim != room || thread->disturbed)
+	known = good == room && claim == room && !thread->disturbed;
+	if (stream && !err)
+		stream_read(thread, slot, &header, length, vector.iov_len, waiting, room, flags, known);
+	if (err || !known)
 		return;
 	for (i = header.msg_controllen; i < room; i++) {
 		if (at[i] != 0xee)
 			wrong(thread, "recvmsg wrote %#x at %zu, behind %zu bytes of control data", at[i], i,
 			      (size_t)header.msg_controllen);
 	}
-	look_at(thread, slot, &header, length < (ssize_t)vector.iov_len ? (size_t)length : vector.iov_len, room);
+	if (!stream)
+		look_at(thread, slot, &header, length < (ssize_t)vector.iov_len ? (size_t)length : vector.iov_len, room);
 }
 
 static void receive_many(struct thread *thread, struct slot *slot)
@@ -1272,7 +1242,9 @@ static void receive_many(struct thread *thread, struct slot *slot)
 	size_t rooms[BATCH];
 	struct iovec vectors[BATCH];
 	struct mmsghdr headers[BATCH] = {};
-	int i, count;
+	int i, count, flags = receive_flags(thread);
+	bool stream = is_stream(slot->kind) && thread->checked;
+	size_t waiting = stream ? stream_waiting(slot) : 0;
 
 	for (i = 0; i < BATCH; i++) {
 		vectors[i] = (struct iovec){ payloads[i], sizeof(payloads[i]) };
@@ -1282,25 +1254,37 @@ static void receive_many(struct thread *thread, struct slot *slot)
 		headers[i].msg_hdr.msg_controllen = rooms[i] =
 			one_in(thread, 4) ? below(thread, 300) : sizeof(controls[i]);
 	}
-	count = recvmmsg(slot->fd, headers, BATCH, receive_flags(thread), NULL);
+	count = recvmmsg(slot->fd, headers, BATCH, flags, NULL);
 	note(thread, RECEIVE_MANY, count < 0 ? errno : 0);
-	for (i = 0; i < count; i++)
+	for (i = 0; i < count; i++) {
+		if (stream) {
+			stream_read(thread, slot, &headers[i].msg_hdr, headers[i].msg_len, sizeof(payloads[i]), waiting,
+				    rooms[i], flags, true);
+			if (!(flags & (MSG_PEEK | MSG_ERRQUEUE)))
+				waiting -= headers[i].msg_len < waiting ? headers[i].msg_len : waiting;
+			continue;
+		}
 		look_at(thread, slot, &headers[i].msg_hdr,
 			headers[i].msg_len < sizeof(payloads[i]) ? headers[i].msg_len : sizeof(payloads[i]), rooms[i]);
+	}
 }
 
 static void call_something(struct thread *thread)
 {
-	/* Mostly those that do both */
-	struct slot *slot = &slots[one_in(thread, 4) ? below(thread, SLOTS) : below(thread, 2 * PACKET)];
+	/* Mostly those that do both, and those of TCP half as often */
+	unsigned int which = below(thread, 8);
+	struct slot *slot = &slots[which < 2 ? below(thread, SLOTS) : which < 5 ? below(thread, 2 * PACKET) :
+				   2 * STREAM4 + below(thread, 2 * (IDLE - STREAM4 + 1))];
 
 	thread->call++;
-	switch (below(thread, 17)) {
+	switch (below(thread, 19)) {
 	case 0:
 		if (one_in(thread, 8))
 			other_option(thread, slot, one_in(thread, 2));
+		else if (is_tcp(slot->kind) && one_in(thread, 2))
+			set_mask(thread, slot, true);
 		else
-			set_recv(thread, slot);
+			set_mask(thread, slot, false);
 		break;
 	case 16:
 		if (slot->kind <= UDPLITE6)
@@ -1311,10 +1295,16 @@ static void call_something(struct thread *thread)
 		set_send(thread, slot);
 		break;
 	case 3:
-		get(thread, slot, false);
+		get(thread, slot, is_tcp(slot->kind) && one_in(thread, 2) ? TRAITS_SAVE_SYN : TRAITS_RECV);
 		break;
 	case 4:
-		get(thread, slot, true);
+		get(thread, slot, one_in(thread, is_stream(slot->kind) ? 2 : 12) ? TRAITS_SYN : TRAITS_SEND);
+		break;
+	case 17:
+		if (is_tcp(slot->kind) && !thread->checked)
+			stream_call(thread, slot);
+		else if (is_stream(slot->kind) && thread->checked && one_in(thread, 4))
+			stream_connect(thread, slot->kind);
 		break;
 	case 5 ... 8:
 		send_one(thread, slot);
@@ -1348,7 +1338,7 @@ static void set_privileged(struct thread *thread, bool privileged)
 	thread->privileged = privileged;
 }
 
-static void address(struct slot *slot, int family, const char *host, int port)
+void address(struct slot *slot, int family, const char *host, int port)
 {
 	struct sockaddr_in *four = (void *)&slot->to;
 	struct sockaddr_in6 *six = (void *)&slot->to;
@@ -1366,7 +1356,7 @@ static void address(struct slot *slot, int family, const char *host, int port)
 	}
 }
 
-static int open_socket(int family, int type, int protocol)
+int open_socket(int family, int type, int protocol)
 {
 	int fd = socket(family, type | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol);
 
@@ -1375,13 +1365,13 @@ static int open_socket(int family, int type, int protocol)
 	return fd;
 }
 
-static void set_option(int fd, int level, int name, const void *value, socklen_t len)
+void set_option(int fd, int level, int name, const void *value, socklen_t len)
 {
 	if (setsockopt(fd, level, name, value, len))
 		error(1, errno, "option %d of level %d", name, level);
 }
 
-static void switch_on(int fd, int level, int name)
+void switch_on(int fd, int level, int name)
 {
 	static const int on = 1;
 
@@ -1441,7 +1431,22 @@ static void bind_slot(struct slot *slot, int fd, const char *host, int port)
 	address(slot, family, host, other);
 }
 
-/* The socket of a slot, made anew, under the descriptor that it had */
+/* Under the descriptor that it had, if it had one */
+void replace_slot(struct slot *slot, const struct slot *new)
+{
+	int fd = new->fd;
+
+	if (slot->fd > 0) {
+		if (dup3(fd, slot->fd, O_CLOEXEC) < 0)
+			error(1, errno, "dup3");
+		close(fd);
+		fd = slot->fd;
+	}
+	*slot = *new;
+	slot->fd = fd;
+}
+
+/* The socket of a slot, made anew */
 static void open_slot(struct slot *slot)
 {
 	static const int queue = QUEUE, stamps = SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
@@ -1463,7 +1468,7 @@ static void open_slot(struct slot *slot)
 		[PING4] = { AF_INET, SOCK_DGRAM, IPPROTO_ICMP, "127.0.0.1" },
 		[PING6] = { AF_INET6, SOCK_DGRAM, IPPROTO_ICMPV6, "::1" },
 		[PACKET] = { AF_PACKET, SOCK_DGRAM, 0, NULL },
-		[TCP] = { AF_INET, SOCK_STREAM, IPPROTO_TCP, NULL },
+		[IDLE] = { AF_INET, SOCK_STREAM, IPPROTO_TCP, NULL },
 		[UNIX] = { AF_UNIX, SOCK_DGRAM, 0, NULL },
 	};
 	unsigned int index = slot - slots;
@@ -1471,6 +1476,14 @@ static void open_slot(struct slot *slot)
 	struct slot new = { .kind = index / 2 };
 	int fd;
 
+	if (is_stream(new.kind)) {
+		open_connection(new.kind);
+		return;
+	}
+	if (is_listener(new.kind)) {
+		open_listeners(new.kind);
+		return;
+	}
 	fd = open_socket(sockets[new.kind].family, sockets[new.kind].type,
 			 new.kind == PACKET ? htons(ETH_P_ALL) : sockets[new.kind].protocol);
 	set_option(fd, SOL_SOCKET, SO_RCVBUF, &queue, sizeof(queue));
@@ -1488,14 +1501,8 @@ static void open_slot(struct slot *slot)
 			switch_on(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO);
 	}
 	new.talks = index % 4 == 0 || index % 4 == 3;
-	if (slot->fd > 0) {
-		if (dup3(fd, slot->fd, O_CLOEXEC) < 0)
-			error(1, errno, "dup3");
-		close(fd);
-		fd = slot->fd;
-	}
 	new.fd = fd;
-	*slot = new;
+	replace_slot(slot, &new);
 }
 
 static void begin_thread(struct thread *thread, uint64_t number)
@@ -1527,11 +1534,17 @@ static void become_user(void)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
 
-static void write_file(const char *path, const char *text)
+bool write_setting(const char *path, const char *text)
 {
 	FILE *file = fopen(path, "w");
+	bool wrote = file && fputs(text, file) >= 0;
 
-	if (!file || fputs(text, file) < 0 || fclose(file))
+	return file && !fclose(file) && wrote;
+}
+
+static void write_file(const char *path, const char *text)
+{
+	if (!write_setting(path, text))
 		error(1, errno, "%s", path);
 }
 
@@ -1547,6 +1560,8 @@ static void make_network(void)
 	if (ioctl(fd, SIOCSIFFLAGS, &interface))
 		error(1, errno, "the loopback interface");
 	close(fd);
+	/* Threads end many connections, and ports have to be left */
+	write_setting("/proc/sys/net/ipv4/tcp_max_tw_buckets", "2000");
 	group_interface = make_interface();
 }
 
@@ -1554,7 +1569,10 @@ static void open_slots(void)
 {
 	unsigned int i;
 
-	for (i = 0; i < SLOTS; i++)
+	/* Listeners first: connections are made with them */
+	for (i = 2 * LISTENER4; i < SLOTS; i++)
+		open_slot(&slots[i]);
+	for (i = 0; i < 2 * LISTENER4; i++)
 		open_slot(&slots[i]);
 }
 
@@ -1609,7 +1627,11 @@ static void *disturber(void *data)
 		struct key *key = &keys[below(thread, KEYS)];
 		struct timespec pause = { 0, 1000 * below(thread, 2000) };
 
-		switch (below(thread, 4)) {
+		switch (below(thread, 6)) {
+		case 4:
+		case 5:
+			stream_disturb(thread);
+			break;
 		case 0:
 			if (!remove_key(&registry, key) && make_key(&registry, key))
 				wrong(thread, "key %u could not be made again", key->id);
@@ -1744,8 +1766,11 @@ static void remake_key(struct thread *thread, struct netlink *netlink)
 	numbers[key->id] = NULL;
 	for (i = 0; i < SLOTS; i++) {
 		slots[i].mask &= ~(1ULL << key->id);
+		slots[i].save &= ~(1ULL << key->id);
 		prune(&slots[i].sticky);
+		prune(&slots[i].syn);
 	}
+	stream_prune();
 	if (make_key(netlink, key))
 		wrong(thread, "key %u could not be made again", key->id);
 	numbers[key->id] = key;
@@ -1780,6 +1805,9 @@ static void print_outcomes(void)
 	}
 	printf("compared datagrams %lu\ncompared traits %lu\n", atomic_load(&shared->compared_datagrams),
 	       atomic_load(&shared->compared_traits));
+	printf("compared reads %lu\ncompared joined %lu\ncompared read-traits %lu\ncompared syns %lu\n",
+	       atomic_load(&shared->compared_reads), atomic_load(&shared->compared_joined),
+	       atomic_load(&shared->compared_read_traits), atomic_load(&shared->compared_syns));
 }
 
 int main(int argc, char **argv)
