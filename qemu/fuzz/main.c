@@ -1489,12 +1489,12 @@ static void open_slot(struct slot *slot)
 	set_option(fd, SOL_SOCKET, SO_RCVBUF, &queue, sizeof(queue));
 	if (new.kind <= UDPLITE6)
 		bind_slot(&new, fd, sockets[new.kind].host, PORT + index);
-	else if (sends(new.kind))
+	else if (new.kind < PACKET)
 		address(&new, sockets[new.kind].family, sockets[new.kind].host, 0);
 	/* The datagrams that it sent come back to its queue of errors */
-	if (sends(new.kind) && index % 4 == 3)
+	if (new.kind < PACKET && index % 4 == 3)
 		set_option(fd, SOL_SOCKET, SO_TIMESTAMPING, &stamps, sizeof(stamps));
-	if (sends(new.kind) && index % 4 == 0) {
+	if (new.kind < PACKET && index % 4 == 0) {
 		if (sockets[new.kind].family == AF_INET)
 			switch_on(fd, IPPROTO_IP, IP_PKTINFO);
 		else
