@@ -914,7 +914,7 @@ void stream_disturb(struct thread *thread)
 	static const char *const cookies[] = { "0", "1", "2" };
 	uint64_t mask;
 
-	switch (below(thread, 6)) {
+	switch (below(thread, 8)) {
 	case 0:
 		/* With whatever waits to be accepted */
 		open_listeners(one_in(thread, 2) ? LISTENER4 : LISTENER6);
@@ -925,10 +925,13 @@ void stream_disturb(struct thread *thread)
 		write_setting("/proc/sys/net/ipv4/tcp_migrate_req", one_in(thread, 2) ? "1" : "0");
 		break;
 	case 2:
-	case 3:
 		mask = make_mask(thread);
 		setsockopt(any_slot(thread, LISTENER4, LISTENER6)->fd, SOL_TRAITS,
 			   one_in(thread, 2) ? TRAITS_SAVE_SYN : TRAITS_RECV, &mask, sizeof(mask));
+		break;
+	case 3 ... 5:
+		/* Others have ended those that there were */
+		open_connection(STREAM4 + below(thread, STREAM_MAPPED - STREAM4 + 1));
 		break;
 	default:
 		connect_many(thread);
