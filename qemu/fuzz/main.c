@@ -1281,7 +1281,7 @@ static void call_something(struct thread *thread)
 	case 0:
 		if (one_in(thread, 8))
 			other_option(thread, slot, one_in(thread, 2));
-		else if (is_tcp(slot->kind) && one_in(thread, 2))
+		else if (one_in(thread, is_tcp(slot->kind) ? 2 : 10))
 			set_mask(thread, slot, true);
 		else
 			set_mask(thread, slot, false);
@@ -1295,7 +1295,7 @@ static void call_something(struct thread *thread)
 		set_send(thread, slot);
 		break;
 	case 3:
-		get(thread, slot, is_tcp(slot->kind) && one_in(thread, 2) ? TRAITS_SAVE_SYN : TRAITS_RECV);
+		get(thread, slot, one_in(thread, is_tcp(slot->kind) ? 2 : 10) ? TRAITS_SAVE_SYN : TRAITS_RECV);
 		break;
 	case 4:
 		get(thread, slot, one_in(thread, is_stream(slot->kind) ? 2 : 12) ? TRAITS_SYN : TRAITS_SEND);

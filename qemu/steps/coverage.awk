@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-# awk -v goal=N -v tsv=FILE -f coverage.awk COUNTS SOURCES...: of each function of the sources how many
-# lines were run, and which were not. COUNTS has "FILE TAB line TAB count", for a line more
-# than once if it was compiled into several objects. Of a header only what sockets call
-# counts: functions whose name contains "sock_". FILE gets the table as data. Status 1 below
-# the goal, in percent, or without a line.
+# awk -v goal=N -v tsv=FILE -v inlines=PATTERN -f coverage.awk COUNTS SOURCES...: of each function of
+# the sources how many lines were run, and which were not. COUNTS has "FILE TAB line TAB count",
+# for a line more than once if it was compiled into several objects. Of a header only
+# functions count whose name matches PATTERN. FILE gets the table as data. Status 1 below the
+# goal, in percent, or without a line.
 
 function percent(part, whole) {
 	return int(100 * part / whole)
 }
 
 function end_of_function() {
-	if (name != "" && lines > 0 && (FILENAME !~ /\.h$/ || name ~ /sock_/)) {
+	if (name != "" && lines > 0 && (FILENAME !~ /\.h$/ || name ~ inlines)) {
 		printf "  %-29s %4d of %4d  %3d %%%s\n", name, run, lines, percent(run, lines), missed == "" ? "" : "   not" missed
 		print file, name, run, lines >tsv
 		file_run += run

@@ -5,6 +5,11 @@
 # Of the lines of the option and message code so many percent have to be run
 COVERAGE_GOAL=85
 
+# Where these lines are: coverage.jq knows them too. Of a header only what sockets, requests for a
+# connection and segments that wait call: functions whose names match.
+COVERAGE_SOURCES=(net/traits/sock.c net/traits/stream.c include/net/traits.h)
+COVERAGE_INLINES='^(sock|reqsk|tcp)_|^traits_(queued|share|shift|include|can_join|saved_free)$'
+
 # report_calls CALLS: how many there were of each kind of call, how many did what was asked,
 # and which errors the others got
 report_calls() {
@@ -22,7 +27,8 @@ report_calls() {
 # report_coverage DIRECTORY: which lines of the option and message code were run, as counts of
 # DIRECTORY/counts tell. Status 1 if they are too few.
 report_coverage() {
-	local directory=$1 counts notes tree=$CACHE/tree/patched log=$1/gcov.log
+	local directory=$1 counts notes source tree=$CACHE/tree/patched log=$1/gcov.log
+	local -a sources=()
 	: >"$directory/lines.tsv"
 	: >"$log"
 	while IFS= read -r counts; do
@@ -35,8 +41,12 @@ report_coverage() {
 			fail "gcov cannot read $counts" "Log: $log"
 	done < <(find "$directory/counts" -name '*.gcda' 2>/dev/null | sort)
 	[ -s "$directory/lines.tsv" ] || fail "the kernel counted no lines: $directory/counts has none of the option and message code"
-	awk -v goal=$COVERAGE_GOAL -v tsv="$directory/functions.tsv" -f "$ROOT/qemu/steps/coverage.awk" \
-		"$directory/lines.tsv" "$tree/net/traits/sock.c" "$tree/include/net/traits.h"
+	for source in "${COVERAGE_SOURCES[@]}"; do
+		# A series may end before all of them
+		[ ! -e "$tree/$source" ] || sources+=("$tree/$source")
+	done
+	awk -v goal=$COVERAGE_GOAL -v tsv="$directory/functions.tsv" -v inlines="$COVERAGE_INLINES" \
+		-f "$ROOT/qemu/steps/coverage.awk" "$directory/lines.tsv" "${sources[@]}"
 }
 
 help_fuzz() {
@@ -44,8 +54,9 @@ help_fuzz() {
 	Usage: qemu/vm fuzz [--profile plain|debug|coverage] [--minutes N] [--seed N]
 
 	Boots the patched kernel and calls setsockopt(), getsockopt(), sendmsg() and recvmsg() with traits
-	and with lengths, addresses and contents that are right or wrong, on sockets of each kind: first
-	one call after the other, each compared with what it has to do, then threads against each other.
+	and with lengths, addresses and contents that are right or wrong, on sockets of each kind, and makes
+	TCP connections with traits: first one call after the other, each compared with what it has to do,
+	then threads against each other.
 	Status 0 if all did what they have to, and the kernel reported nothing.
 
 	  --profile NAME   the patched kernel's configuration:

@@ -16,7 +16,8 @@ BUILD_SPACE_MB=3000
 
 # Whose lines the profile coverage counts: what sockets do with traits, and whatever of it is
 # inline where they send and receive. The names are those of objects, in any directory.
-COVERAGE_OBJECTS=(sock udp raw ping ip_output ip_sockglue ip6_output datagram af_packet)
+COVERAGE_OBJECTS=(sock udp raw ping ip_output ip_sockglue ip6_output datagram af_packet
+	stream tcp tcp_input tcp_output tcp_ipv4 tcp_ipv6 tcp_minisocks tcp_fastopen syncookies inet_connection_sock)
 
 # tree_of FLAVOUR: the worktree that it is built from; what follows a hyphen is a
 # profile, the same source with other checks

@@ -98,7 +98,7 @@ test_counted_lines_are_taken_out_of_the_guest() {
 	same 1 "$(find "$WORK/taken" -type f -o -type l | wc -l)"
 }
 
-# a_kernel_that_counts: a series whose option code is of ten lines, and a guest in which
+# a_kernel_that_counts: a series whose option code is of twelve lines, and a guest in which
 # some of them are run: those for the numbers in CALLS
 a_kernel_that_counts() {
 	mkdir -p "$WORK/linux/net/traits" "$WORK/linux/include/net"
@@ -109,7 +109,7 @@ a_kernel_that_counts() {
 		return name + 1;
 	}
 
-	static inline int sock_helper(int name)
+	static inline int reqsk_helper(int name)
 	{
 		if (name > 5)
 			return packet_helper(name);
@@ -119,11 +119,12 @@ a_kernel_that_counts() {
 	cat >"$WORK/linux/net/traits/sock.c" <<-'C'
 	#include "../../include/net/traits.h"
 
+	int written(int name);
 	int option(int name)
 	{
 		if (name == 1)
-			return 1;
-		return sock_helper(name);
+			return written(name);
+		return reqsk_helper(name);
 	}
 
 	int never(int name);
@@ -132,15 +133,17 @@ a_kernel_that_counts() {
 		return name;
 	}
 	C
+	printf 'int written(int name);\nint written(int name)\n{\n\treturn name;\n}\n' >"$WORK/linux/net/traits/stream.c"
 	everything_but_the_guest <<-GUEST
-	object=$CACHE/build/patched-coverage/net/traits/sock
-	mkdir -p "\${object%/*}"
-	gcc -O0 --coverage -c -o "\$object.o" "$CACHE/tree/patched/net/traits/sock.c"
+	objects=$CACHE/build/patched-coverage/net/traits
+	mkdir -p "\$objects"
+	gcc -O0 --coverage -c -o "\$objects/sock.o" "$CACHE/tree/patched/net/traits/sock.c"
+	gcc -O0 --coverage -c -o "\$objects/stream.o" "$CACHE/tree/patched/net/traits/stream.c"
 	printf 'int option(int);int main(){int n[]={$CALLS};for(int i=0;i<sizeof n/sizeof*n;i++)option(n[i]);}' >"$WORK/main.c"
-	gcc --coverage -o "$WORK/calls" "\$object.o" "$WORK/main.c"
+	gcc --coverage -o "$WORK/calls" "\$objects"/{sock,stream}.o "$WORK/main.c"
 	"$WORK/calls"
-	mkdir -p "\$RESULTS/counts\${object%/*}"
-	mv "\$object.gcda" "\$RESULTS/counts\${object%/*}/"
+	mkdir -p "\$RESULTS/counts\$objects"
+	mv "\$objects"/*.gcda "\$RESULTS/counts\$objects/"
 	$ROUNDS
 	echo 0 >"\$RESULTS/status"
 	GUEST
@@ -153,12 +156,13 @@ test_lines_that_were_run_are_told_per_function() {
 	vm fuzz --profile coverage --minutes 1
 	ends 0
 	grep -qE '^  option +4 of +4 +100 %$' <<<"$OUTPUT"
-	grep -qE '^  never +0 of +2 +0 % +not 11 13$' <<<"$OUTPUT"
+	grep -qE '^  never +0 of +2 +0 % +not 12 14$' <<<"$OUTPUT"
 	grep -qE '^net/traits/sock.c +4 of +6 +66 %$' <<<"$OUTPUT"
-	# Of the header only what sockets call
+	grep -qE '^net/traits/stream.c +2 of +2 +100 %$' <<<"$OUTPUT"
+	# Of the header only what sockets and requests call
 	grep -qE '^include/net/traits.h +4 of +4 +100 %$' <<<"$OUTPUT"
 	says_not packet_helper
-	grep -qE '^option and message code +8 of +10 +80 %$' <<<"$OUTPUT"
+	grep -qE '^option and message code +10 of +12 +83 %$' <<<"$OUTPUT"
 	grep -qP '^net/traits/sock.c\tnever\t0\t2$' "$CLONE/.build-vm/results/fuzz-coverage/functions.tsv"
 	grep -q CONFIG_GCOV_KERNEL=y "$CACHE/build/patched-coverage/arch/x86/boot/bzImage"
 	grep -q PACKET_TRAITS_PROFILE=coverage "$WORK/guest.command"
@@ -170,7 +174,7 @@ test_fewer_lines_than_the_goal_are_a_failure() {
 	vm fuzz --profile coverage --minutes 1
 	ends 1
 	says 'fewer than 85 % of the lines were run'
-	grep -qE '^  sock_helper +0 of +4 +0 % +not 7 9 10 11$' <<<"$OUTPUT"
+	grep -qE '^  reqsk_helper +0 of +4 +0 % +not 7 9 10 11$' <<<"$OUTPUT"
 }
 
 test_a_kernel_that_counted_nothing_has_failed() {
@@ -190,4 +194,5 @@ test_make_is_told_what_to_count_for_that_profile_alone() {
 	! grep -q GCOV_PROFILE "$WORK/make.arguments" || return 1
 	vm fuzz --profile coverage --minutes 1
 	grep -q 'GCOV_PROFILE_sock.o=y GCOV_PROFILE_udp.o=y' "$WORK/make.arguments"
+	grep -q ' GCOV_PROFILE_tcp_input.o=y' "$WORK/make.arguments"
 }
