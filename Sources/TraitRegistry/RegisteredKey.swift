@@ -80,7 +80,7 @@ public struct TraitStatistics: Hashable, Sendable {
   public let allocated: UInt64
   /// Stores moved from a packet's headroom to memory of their own.
   public let evicted: UInt64
-  /// Stores lost for lack of memory.
+  /// Stores lost for lack of memory, or in part for lack of room beside another one.
   public let lost: UInt64
 
   // Not public, as there will be more counters. One that is added must be optional: the
