@@ -41,6 +41,7 @@ struct table {
 		uint8_t is_set[16];
 		uint8_t values[16][16];
 	} cells[32];
+	uint32_t row_at;
 };
 
 static const struct variant {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Gives one packet after another traits of its own, row by row of a table that a
- * test has written down, and begins again after the last row.
+ * test has written down, and begins again after the last row. Or each says by a
+ * byte of its own which row it is for, whatever the order.
  */
 #include "traits.h"
 
@@ -21,6 +22,7 @@ const volatile struct table {
 		__u8 is_set[TABLE_KEYS];
 		__u8 values[TABLE_KEYS][16];
 	} cells[TABLE_ROWS];
+	__u32 row_at;		/* where in the frame its row is, if not 0 */
 } table SEC(".rodata.table") = {};
 
 struct table_results {
@@ -37,8 +39,18 @@ int table_run(struct xdp_md *xdp)
 	if (!table.rows || !is_packet(xdp, table.kind, table.port))
 		return XDP_PASS;
 
-	run = __sync_fetch_and_add(&table_results.runs, 1);
-	row = (run % table.rows) & (TABLE_ROWS - 1);
+	if (table.row_at) {
+		__u8 *at = (void *)(long)xdp->data + (table.row_at & 0xff);
+
+		if ((void *)(at + 1) > (void *)(long)xdp->data_end ||
+		    *at >= table.rows)
+			return XDP_PASS;
+		row = *at & (TABLE_ROWS - 1);
+		__sync_fetch_and_add(&table_results.runs, 1);
+	} else {
+		run = __sync_fetch_and_add(&table_results.runs, 1);
+		row = (run % table.rows) & (TABLE_ROWS - 1);
+	}
 
 	for (i = 0; i < TABLE_KEYS; i++) {
 		__u32 size = table.keys[i].size;

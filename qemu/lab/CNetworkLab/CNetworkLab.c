@@ -153,3 +153,10 @@ int lab_pass_descriptor(int channel, int descriptor)
 	memcpy(CMSG_DATA(&control.header), &descriptor, sizeof(int));
 	return sendmsg(channel, &message, MSG_NOSIGNAL) < 0 ? errno : 0;
 }
+
+long lab_splice(int socket, int pipe, size_t length)
+{
+	ssize_t count = splice(socket, NULL, pipe, NULL, length, SPLICE_F_NONBLOCK);
+
+	return count < 0 ? -errno : count;
+}

@@ -290,7 +290,12 @@ public struct TableProgram {
   /// - Parameters:
   ///   - keys: And how long their values are.
   ///   - rows: A value for each key, or nil where a packet has none.
-  public init(_ packets: ScriptPackets, _ keys: [(TraitID, TraitSize)], _ rows: [[[UInt8]?]]) throws {
+  ///   - position: Of the byte in a frame that says which row it is for; a packet that is shorter, or
+  ///     for which there is no row, is given nothing and not counted. If nil, row follows row.
+  public init(
+    _ packets: ScriptPackets, _ keys: [(TraitID, TraitSize)], _ rows: [[[UInt8]?]],
+    rowAt position: UInt8? = nil
+  ) throws {
     precondition(keys.count <= Self.maximumKeys && rows.count <= Self.maximumRows)
     var constants: [UInt8] = []
     for number in [packets.number, packets.kind, UInt32(rows.count), 0] { constants.append(native: number) }
@@ -305,6 +310,7 @@ public struct TableProgram {
       constants += cells.map { $0 == nil ? 0 : 1 }
       for cell in cells { constants += (cell ?? []) + [UInt8](repeating: 0, count: 16 - (cell?.count ?? 0)) }
     }
+    constants.append(native: UInt32(position ?? 0))
     program = try XDPProgram("table", constants: constants, map: ".rodata.table")
   }
 

@@ -24,7 +24,9 @@
 /* Socket options.
  *
  * TRAITS_RECV: __u64, a mask of keys, bit k stands for key k. recvmsg() hands
- * over those that the datagram has as one SCM_TRAITS control message.
+ * over those that the datagram has as one SCM_TRAITS control message. TCP: those
+ * of the segments that the bytes came in, merged; a read ends where they may not
+ * be. A connection begins with the mask of its listener.
  */
 #define TRAITS_RECV		1
 

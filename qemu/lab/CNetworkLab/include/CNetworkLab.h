@@ -57,6 +57,10 @@ int lab_send_frame(unsigned int interface, unsigned short protocol,
  */
 int lab_pass_descriptor(int channel, int descriptor);
 
+/* Moves what is there of a socket into a pipe: splice(2). How many bytes, or a negative
+ * errno value
+ */
+long lab_splice(int socket, int pipe, size_t length);
 
 /* A message of sendmsg() or recvmsg(), to or from where the socket is connected to. After
  * receiving, the lengths are those of what came, and flags those that came back.
