@@ -92,7 +92,8 @@ _Static_assert(sizeof(((struct trait *)0)->value) == TRAITS_VALUE_MAX, "value");
 _Static_assert(TRAITS_VALUE_MAX == 16, "largest value");
 _Static_assert(TRAITS_KEYS_MAX == 64, "a mask is 64 bits");
 _Static_assert(TRAITS_NAME_MAX == 31, "longest name");
-_Static_assert(SOL_TRAITS == 288 && TRAITS_RECV == 1 && TRAITS_SEND == 2 && SCM_TRAITS == 1,
+_Static_assert(SOL_TRAITS == 288 && TRAITS_RECV == 1 && TRAITS_SEND == 2 && TRAITS_SAVE_SYN == 3 &&
+	       TRAITS_SYN == 4 && SCM_TRAITS == 1,
 	       "numbers that are part of the kernel's ABI");
 _Static_assert(TRAITS_FAMILY_VERSION == 1, "the version that is spoken here");
 

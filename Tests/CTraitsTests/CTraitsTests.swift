@@ -23,6 +23,8 @@ struct LayoutTests {
     #expect(SOL_TRAITS == 288)
     #expect(TRAITS_RECV == 1)
     #expect(TRAITS_SEND == 2)
+    #expect(TRAITS_SAVE_SYN == 3)
+    #expect(TRAITS_SYN == 4)
     #expect(SCM_TRAITS == 1)
     #expect(TRAITS_KEYS_MAX == 64)
     #expect(TRAITS_VALUE_MAX == 16)

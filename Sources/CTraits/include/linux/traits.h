@@ -36,6 +36,16 @@
  */
 #define TRAITS_SEND		2
 
+/* TRAITS_SAVE_SYN: __u64, a mask of keys. TCP, on a listener: keep these of a SYN
+ * for the socket that is accepted.
+ */
+#define TRAITS_SAVE_SYN		3
+
+/* TRAITS_SYN: an array of struct trait in key order, getsockopt() alone. TCP, on
+ * an accepted socket: what its listener kept. Reading does not consume it.
+ */
+#define TRAITS_SYN		4
+
 /* Control messages.
  *
  * SCM_TRAITS: an array of struct trait. From recvmsg() in key order; absent if
