@@ -282,26 +282,29 @@ func awaitPassage(
   throw LabError("no datagram came to \(destination) within 10 seconds")
 }
 
+/// How many objects of a cache of the kernel's are in use.
+func objectsInUse(_ cache: String) throws -> Int {
+  let path = "/sys/kernel/slab/\(cache)/"
+  guard try Command.require("cat", path + "aliases") == "0\n" else {
+    throw LabError("\(path): shared with other caches, unless booted with slab_nomerge")
+  }
+  // What a processor keeps at hand is counted as if it were in use.
+  let shrink = open(path + "shrink", O_WRONLY | O_CLOEXEC)
+  guard shrink >= 0 else { throw LabError("\(path)shrink: \(Errno(rawValue: errno))") }
+  defer { close(shrink) }
+  guard write(shrink, "1\n", 2) == 2 else {
+    throw LabError("\(path)shrink: \(Errno(rawValue: errno))")
+  }
+  let text = try Command.require("cat", path + "objects")
+  guard let number = text.split(whereSeparator: \.isWhitespace).first.flatMap({ Int($0) }) else {
+    throw LabError("\(path)objects: \(text)")
+  }
+  return number
+}
+
 /// How many objects of the caches for extensions are in use.
 func extensionsInUse() throws -> [Int] {
-  try ["skbuff_traits_cache", "skbuff_ext_cache"].map { cache in
-    let path = "/sys/kernel/slab/\(cache)/"
-    guard try Command.require("cat", path + "aliases") == "0\n" else {
-      throw LabError("\(path): shared with other caches, unless booted with slab_nomerge")
-    }
-    // What a processor keeps at hand is counted as if it were in use.
-    let shrink = open(path + "shrink", O_WRONLY | O_CLOEXEC)
-    guard shrink >= 0 else { throw LabError("\(path)shrink: \(Errno(rawValue: errno))") }
-    defer { close(shrink) }
-    guard write(shrink, "1\n", 2) == 2 else {
-      throw LabError("\(path)shrink: \(Errno(rawValue: errno))")
-    }
-    let text = try Command.require("cat", path + "objects")
-    guard let number = text.split(whereSeparator: \.isWhitespace).first.flatMap({ Int($0) }) else {
-      throw LabError("\(path)objects: \(text)")
-    }
-    return number
-  }
+  try ["skbuff_traits_cache", "skbuff_ext_cache"].map(objectsInUse)
 }
 
 /// How many objects of the caches for extensions are in use when it does not change any more, or is right.

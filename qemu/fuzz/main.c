@@ -785,7 +785,7 @@ static void get(struct thread *thread, struct slot *slot, int name)
 /* Names of options that there are none of */
 static void other_option(struct thread *thread, struct slot *slot, bool set)
 {
-	static const int names[] = { 0, TRAITS_SYN, 5, -1, INT32_MIN, INT32_MAX };
+	static const int names[] = { 0, 5, 6, -1, INT32_MIN, INT32_MAX };
 	uint8_t value[64] = {}, before[64] = {};
 	int name = names[below(thread, 6)], err, expected = receives(slot->kind) ? ENOPROTOOPT : EOPNOTSUPP;
 	socklen_t len = below(thread, sizeof(value));

@@ -195,6 +195,8 @@ public struct ScriptProgram {
   public enum Action: Sendable {
     /// It goes up the stack.
     case pass
+    /// It goes nowhere.
+    case drop
     /// It goes out of the interface where it came in.
     case transmit
     /// It goes out of another interface, by its number.
@@ -217,6 +219,7 @@ public struct ScriptProgram {
     let (code, interface) =
       switch action {
       case .pass: (XDP_PASS.rawValue, UInt32(0))
+      case .drop: (XDP_DROP.rawValue, UInt32(0))
       case .transmit: (XDP_TX.rawValue, UInt32(0))
       case .redirect(let interface): (XDP_REDIRECT.rawValue, interface)
       case .redirectByMap: (XDP_REDIRECT.rawValue, .max)

@@ -140,4 +140,40 @@ long lab_ring_setsockopt(struct lab_ring *ring, int socket, int level, int name,
  */
 int lab_fork_idle(void);
 
+/* What lab_connect_many() does, and what came of it. Traits are expected to be those of
+ * syn.bpf.c.
+ */
+struct lab_handshakes {
+	/* Listens, without waiting; from outside of this thread's network namespace */
+	int listener;
+	/* Where to, and where from in turn: struct sockaddr_in or sockaddr_in6 */
+	const void *to;
+	const void *from;
+	unsigned int from_count;
+	unsigned int address_length;
+	/* Keys of 4, 8 and 16 bytes */
+	unsigned int keys[3];
+	/* How many connections, how many of them at a time, and how many SYNs of
+	 * nobody go before each time
+	 */
+	unsigned int count;
+	unsigned int together;
+	unsigned int flood;
+
+	/* Accepted, with the traits of their SYN, with those of their
+	 * acknowledgment, without any, and with others
+	 */
+	unsigned int of_syn;
+	unsigned int of_acknowledgment;
+	unsigned int of_nothing;
+	unsigned int wrong;
+	/* What went wrong */
+	const char *failed;
+};
+
+/* Connects, and looks at the traits that were kept for each socket that is accepted. 0 or an
+ * errno value
+ */
+int lab_connect_many(struct lab_handshakes *handshakes);
+
 #endif /* CNETWORKLAB_H */
