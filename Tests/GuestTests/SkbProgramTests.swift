@@ -418,6 +418,68 @@ extension Guest {
       }
     }
 
+    @Test("of netfilter set, get and delete", arguments: [Route.ipv4, .ipv6], [false, true])
+    func netfilter(route: Route, isTagged: Bool) throws {
+      let cable = try suiteCable()
+      try Guest.withKeys([.bytes4, .bytes8]) { ids in
+        let keys = ids.map(\.rawValue)
+        let tag = try ScriptProgram(port: Guest.port, [.set(keys[0], four)])
+        if isTagged { try tag.program.attach(to: cable.receiver) }
+        let steps: [ScriptStep] = [
+          .get(keys[0]), .get(64), .set(keys[1], eight), .get(keys[1]), .delete(keys[0]), .get(keys[0]),
+          .set(keys[1], four), .set(keys[1], eight, flags: 1),
+        ]
+        let script = try SkbProgram(.netfilter, port: Guest.port, steps)
+        try script.attachToInput(route.family, in: cable.receiver.namespace)
+        let inbox = try cable.inbox(route, ids)
+        var packet = PacketModel(inHeadroom: isTagged ? [(ids[0], four)] : [])
+        let changes = try Guest.changes {
+          try cable.outbox(route).send(TagProgram.payload(4), to: try cable.destination(route))
+          let arrival = try inbox.arrival()
+          #expect(arrival.payload == TagProgram.payload(4))
+          let results = try script.results()
+          #expect(results.runs == 1)
+          packet.expect(
+            results.steps, of: steps,
+            [isTagged ? 4 : -ENOENT, -EINVAL, 0, 8, isTagged ? 0 : -ENOENT, -ENOENT, -EINVAL, -EINVAL])
+          try packet.expect(arrival, Traits([(ids[1], eight)]))
+        }
+        packet.expect(changes, .only(set: 1, allocated: 1, evicted: isTagged ? 1 : 0))
+        try script.detach()
+        try tag.program.detach()
+      }
+    }
+
+    @Test("of sockmaps set, get and delete", arguments: Route.allCases)
+    func verdict(route: Route) throws {
+      let cable = try suiteCable()
+      try Guest.withKeys([.bytes4, .bytes8]) { ids in
+        let keys = ids.map(\.rawValue)
+        let tag = try ScriptProgram(port: Guest.port, [.set(keys[0], four)])
+        try tag.program.attach(to: cable.receiver)
+        let steps: [ScriptStep] = [
+          .get(keys[0]), .get(64), .set(keys[1], eight), .get(keys[1]), .delete(keys[0]), .get(keys[0]),
+          .set(keys[1], four),
+        ]
+        let script = try SkbProgram(.verdict, port: Guest.port, steps)
+        // Which asked for nothing: the program did.
+        let inbox = try cable.inbox(route)
+        try script.attachToReceived(by: inbox.fileDescriptor)
+        var packet = PacketModel(inHeadroom: [(ids[0], four)])
+        let changes = try Guest.changes {
+          try cable.outbox(route).send(TagProgram.payload(4), to: try cable.destination(route))
+          #expect(try inbox.arrival().payload == TagProgram.payload(4))
+          let results = try script.results()
+          #expect(results.runs == 1)
+          #expect(results.steps[0].value.prefix(4) == four[...])
+          packet.expect(results.steps, of: steps, [4, -EINVAL, 0, 8, 0, -ENOENT, -EINVAL])
+        }
+        packet.expect(changes, .only(set: 1, allocated: 1, evicted: 1))
+        try script.detach()
+        try tag.program.detach()
+      }
+    }
+
     // MARK: Loading
 
     private static let refusals: [(String, String)] = [
@@ -429,16 +491,32 @@ extension Guest {
       ("classifier_traces", "calling kernel function bpf_trace_skb_trait_get is not allowed"),
       ("route_gets", "calling kernel function bpf_skb_trait_get is not allowed"),
       ("trace_gets_as_classifier", "calling kernel function bpf_skb_trait_get is not allowed"),
+      ("choice_as_classifier", "calling kernel function bpf_skb_trait_get is not allowed"),
+      ("choice_as_callback", "calling kernel function bpf_sock_ops_trait_get is not allowed"),
+      ("classifier_as_choice", "calling kernel function bpf_sk_reuseport_trait_get is not allowed"),
+      ("classifier_as_callback", "calling kernel function bpf_sock_ops_trait_get is not allowed"),
+      ("netfilter_traces", "calling kernel function bpf_trace_skb_trait_get is not allowed"),
+      ("lookup_gets", "calling kernel function bpf_skb_trait_get is not allowed"),
+      ("lookup_as_choice", "calling kernel function bpf_sk_reuseport_trait_get is not allowed"),
+      ("message_gets", "calling kernel function bpf_skb_trait_get is not allowed"),
+      ("option_gets", "must point to scalar, or struct with scalar"),
+      ("callback_as_classifier", "must point to scalar, or struct with scalar"),
+      ("group_as_callback", "must point to scalar, or struct with scalar"),
       ("packet_is_stack", "arg#0 expected pointer to ctx, but got fp"),
       ("packet_is_map", "must point to scalar, or struct with scalar"),
       ("packet_is_other_context", "must point to scalar, or struct with scalar"),
       ("packet_is_not_trusted", "R1 must be referenced or trusted"),
       ("packet_is_other_argument", "must point to scalar, or struct with scalar"),
+      ("packet_of_a_socket", "R1 must be referenced or trusted"),
+      ("packet_of_an_iterator", "R1 must be referenced or trusted"),
+      ("packet_behind_another", "R1 must be referenced or trusted"),
+      ("packet_is_the_hook", "must point to scalar, or struct with scalar"),
       ("size_is_unbounded", "R4 unbounded memory access"),
       ("size_is_too_large", "memory, len pair leads to invalid memory access"),
       ("map_is_smaller", "memory, len pair leads to invalid memory access"),
       ("value_is_a_number", "memory, len pair leads to invalid memory access"),
-      ("value_is_null", "memory, len pair leads to invalid memory access"),
+      ("value_is_null", "Possibly NULL pointer passed to trusted arg2"),
+      ("value_is_null_and_nothing", "Possibly NULL pointer passed to trusted arg2"),
       ("value_is_read_only", "write into map forbidden"),
       ("value_is_the_packet", "memory, len pair leads to invalid memory access"),
     ]
@@ -454,8 +532,8 @@ extension Guest {
     @Test(
       "are loaded otherwise",
       arguments: [
-        "filter_gets", "group_gets", "group_sets", "trace_gets", "classifier_gets_nothing",
-        "filter_alone", "group_alone", "trace_alone",
+        "filter_gets", "group_gets", "group_sets", "trace_gets", "netfilter_sets", "verdict_sets",
+        "choice_gets", "callback_gets", "filter_alone", "group_alone", "trace_alone", "choice_alone",
       ])
     func loading(function: String) throws {
       _ = try BPFProgram("refused", function: function)
@@ -473,6 +551,7 @@ extension Guest {
         ("group_gets", "group_alone", "bpf_skb_trait_get"),
         ("group_sets", "group_alone", "bpf_skb_trait_set"),
         ("trace_gets", "trace_alone", "bpf_trace_skb_trait_get"),
+        ("choice_gets", "choice_alone", "bpf_sk_reuseport_trait_get"),
       ])
     func privilege(user: String, other: String, name: String) throws {
       let error = #expect(throws: LabError.self) {

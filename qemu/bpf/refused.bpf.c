@@ -7,6 +7,18 @@
 
 #define VALUE_SIZE 8
 
+/* What leads from a socket to a packet */
+struct tcp_sock {
+	struct sk_buff *highest_sack;
+} __attribute__((preserve_access_index));
+
+struct sock_common {
+} __attribute__((preserve_access_index));
+
+struct bpf_iter__tcp {
+	struct sock_common *sk_common;
+} __attribute__((preserve_access_index));
+
 const volatile __u64 constant = 1;
 __u64 variable;
 char block[sizeof(struct __sk_buff)];
@@ -75,6 +87,96 @@ int trace_gets_as_classifier(__u64 *arguments)
 	return bpf_skb_trait_get((void *)arguments[0], 0, &value, sizeof(value), 0);
 }
 
+SEC("sk_reuseport")
+int choice_as_classifier(struct sk_reuseport_md *choice)
+{
+	__u64 value;
+
+	return bpf_skb_trait_get((void *)choice, 0, &value, sizeof(value), 0);
+}
+
+SEC("sk_reuseport")
+int choice_as_callback(struct sk_reuseport_md *choice)
+{
+	__u64 value;
+
+	return bpf_sock_ops_trait_get((void *)choice, 0, &value, sizeof(value), 0);
+}
+
+SEC("tc")
+int classifier_as_choice(struct __sk_buff *skb)
+{
+	__u64 value;
+
+	return bpf_sk_reuseport_trait_get((void *)skb, 0, &value, sizeof(value), 0);
+}
+
+SEC("tc")
+int classifier_as_callback(struct __sk_buff *skb)
+{
+	__u64 value;
+
+	return bpf_sock_ops_trait_get((void *)skb, 0, &value, sizeof(value), 0);
+}
+
+SEC("netfilter")
+int netfilter_traces(struct bpf_nf_ctx *hook)
+{
+	__u64 value;
+
+	return bpf_trace_skb_trait_get(hook->skb, 0, &value, sizeof(value), 0) == 8;
+}
+
+/* Of a type that sees no packet */
+
+SEC("sk_lookup")
+int lookup_gets(struct bpf_sk_lookup *lookup)
+{
+	__u64 value;
+
+	return bpf_skb_trait_get((void *)lookup, 0, &value, sizeof(value), 0) == 8;
+}
+
+SEC("sk_lookup")
+int lookup_as_choice(struct bpf_sk_lookup *lookup)
+{
+	__u64 value;
+
+	return bpf_sk_reuseport_trait_get((void *)lookup, 0, &value, sizeof(value), 0) == 8;
+}
+
+SEC("sk_msg")
+int message_gets(struct sk_msg_md *message)
+{
+	__u64 value;
+
+	return bpf_skb_trait_get((void *)message, 0, &value, sizeof(value), 0) == 8;
+}
+
+SEC("cgroup/getsockopt")
+int option_gets(struct bpf_sockopt *option)
+{
+	__u64 value;
+
+	return bpf_skb_trait_get((void *)option, 0, &value, sizeof(value), 0) == 8;
+}
+
+SEC("sockops")
+int callback_as_classifier(struct bpf_sock_ops *ops)
+{
+	__u64 value;
+
+	return bpf_skb_trait_get((void *)ops, 0, &value, sizeof(value), 0) == 8;
+}
+
+SEC("cgroup_skb/ingress")
+int group_as_callback(struct __sk_buff *skb)
+{
+	__u64 value;
+
+	return bpf_sock_ops_trait_get((void *)skb, 0, &value, sizeof(value), 0) == 8;
+}
+
 /* With a pointer to something else */
 
 SEC("tc")
@@ -119,6 +221,53 @@ int packet_is_other_argument(__u64 *arguments)
 	return bpf_trace_skb_trait_get((void *)arguments, 0, &value, sizeof(value), 0);
 }
 
+SEC("cgroup/connect4")
+int packet_of_a_socket(struct bpf_sock_addr *address)
+{
+	struct tcp_sock *tcp;
+	__u64 value = 1;
+
+	if (!address->sk)
+		return 1;
+	tcp = bpf_skc_to_tcp_sock(address->sk);
+	if (!tcp)
+		return 1;
+	return bpf_skb_trait_set((void *)tcp->highest_sack, 0, &value,
+				 sizeof(value), 0) == 0;
+}
+
+SEC("iter/tcp")
+int packet_of_an_iterator(struct bpf_iter__tcp *iterator)
+{
+	struct tcp_sock *tcp;
+	__u64 value;
+
+	if (!iterator->sk_common)
+		return 0;
+	tcp = bpf_skc_to_tcp_sock(iterator->sk_common);
+	if (tcp)
+		bpf_trace_skb_trait_get(tcp->highest_sack, 0, &value,
+					sizeof(value), 0);
+	return 0;
+}
+
+SEC("netfilter")
+int packet_behind_another(struct bpf_nf_ctx *hook)
+{
+	__u64 value = 1;
+
+	return bpf_skb_trait_set((void *)hook->skb->next, 0, &value,
+				 sizeof(value), 0) == 0;
+}
+
+SEC("netfilter")
+int packet_is_the_hook(struct bpf_nf_ctx *hook)
+{
+	__u64 value = 1;
+
+	return bpf_skb_trait_set((void *)hook, 0, &value, sizeof(value), 0) == 0;
+}
+
 /* With a value that is not there, or not known to be */
 
 SEC("tc")
@@ -153,6 +302,12 @@ SEC("tc")
 int value_is_null(struct __sk_buff *skb)
 {
 	return bpf_skb_trait_set(skb, 0, (void *)0, VALUE_SIZE, 0);
+}
+
+SEC("tc")
+int value_is_null_and_nothing(struct __sk_buff *skb)
+{
+	return bpf_skb_trait_get(skb, 0, (void *)0, 0, 0);
 }
 
 SEC("tc")
@@ -204,13 +359,45 @@ int trace_gets(__u64 *arguments)
 	return bpf_trace_skb_trait_get((void *)arguments[0], 0, &value, sizeof(value), 0);
 }
 
-SEC("tc")
-int classifier_gets_nothing(struct __sk_buff *skb)
+SEC("netfilter")
+int netfilter_sets(struct bpf_nf_ctx *hook)
 {
-	return bpf_skb_trait_get(skb, 0, (void *)0, 0, 0);
+	__u64 value = 1;
+
+	return bpf_skb_trait_set((void *)hook->skb, 0, &value, sizeof(value), 0) == 0;
+}
+
+SEC("sk_skb/stream_verdict")
+int verdict_sets(struct __sk_buff *skb)
+{
+	__u64 value = 1;
+
+	return bpf_skb_trait_set(skb, 0, &value, sizeof(value), 0) == 0;
+}
+
+SEC("sk_reuseport")
+int choice_gets(struct sk_reuseport_md *choice)
+{
+	__u64 value = 0;
+
+	return bpf_sk_reuseport_trait_get(choice, 0, &value, sizeof(value), 0) == 8;
+}
+
+SEC("sockops")
+int callback_gets(struct bpf_sock_ops *ops)
+{
+	__u64 value = 0;
+
+	return bpf_sock_ops_trait_get(ops, 0, &value, sizeof(value), 0) == 8;
 }
 
 /* Fine for anybody who may load programs of their types */
+
+SEC("sk_reuseport")
+int choice_alone(struct sk_reuseport_md *choice)
+{
+	return 1;
+}
 
 SEC("socket")
 int filter_alone(struct __sk_buff *skb)

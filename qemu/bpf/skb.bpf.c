@@ -213,6 +213,32 @@ PROGRAM("cgroup_skb/ingress", skb_group_ingress, MAY_WRITE)
 PROGRAM("cgroup_skb/egress", skb_group_egress, MAY_WRITE)
 PROGRAM("socket", skb_socket_filter, 0)
 
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} sockets SEC(".maps");
+
+/* What a socket received: whatever comes */
+SEC("sk_skb/stream_verdict")
+int skb_verdict(struct __sk_buff *skb)
+{
+	run(skb, MAY_WRITE);
+	return script.action;
+}
+
+/* A packet begins with its IP header there */
+SEC("netfilter")
+int skb_netfilter(struct bpf_nf_ctx *hook)
+{
+	struct sk_buff *skb = hook->skb;
+
+	if (is_memory_for(skb->data, script.port))
+		run((struct __sk_buff *)skb, MAY_WRITE);
+	return script.action;
+}
+
 /* Before this tracepoint the packet's link layer header was taken off */
 SEC("tp_btf/netif_receive_skb")
 int skb_trace(__u64 *arguments)

@@ -36,6 +36,18 @@ struct sk_buff {
 	struct sk_buff *next;
 } __attribute__((preserve_access_index));
 
+/* The context of a netfilter program. Its fields are read as pointers of the kernel's */
+struct bpf_nf_ctx {
+	const struct nf_hook_state *state;
+	struct sk_buff *skb;
+} __attribute__((preserve_access_index));
+
+extern int bpf_sk_reuseport_trait_get(struct sk_reuseport_md *choice, __u32 key,
+				      void *value, __u32 value__sz,
+				      __u64 flags) __ksym;
+extern int bpf_sock_ops_trait_get(struct bpf_sock_ops *ops, __u32 key,
+				  void *value, __u32 value__sz,
+				  __u64 flags) __ksym;
 extern int bpf_trace_skb_trait_get(const struct sk_buff *skb, __u32 key,
 				   void *value, __u32 value__sz,
 				   __u64 flags) __ksym;

@@ -10,7 +10,7 @@ PACKAGES=(
 	# the machine that boots; the guest shares the host's user space
 	file iproute2 kmod procps qemu-system-x86
 	# what the guest's tests set up with tools of their own
-	ethtool nftables wireguard-tools
+	ethtool iptables nftables wireguard-tools
 	# the kernel's own netlink client, which they run
 	python3-jsonschema python3-yaml
 	# the Swift package and the BPF programs

@@ -134,6 +134,32 @@ int lab_keep_thread_capabilities(unsigned long long capabilities)
 	return syscall(SYS_capset, &header, data) ? errno : 0;
 }
 
+int lab_attach_netfilter(int program, unsigned int family, unsigned int hook, int priority)
+{
+	/* As the kernel's union bpf_attr has it since Linux 6.4, which libbpf 1.1 does not
+	 * know
+	 */
+	struct {
+		unsigned int program;
+		unsigned int target;
+		unsigned int attach_type;
+		unsigned int flags;
+		unsigned int family;
+		unsigned int hook;
+		int priority;
+		unsigned int netfilter_flags;
+	} attributes = {
+		.program = program,
+		.attach_type = 45,	/* BPF_NETFILTER */
+		.family = family,
+		.hook = hook,
+		.priority = priority,
+	};
+	int link = syscall(SYS_bpf, 28 /* BPF_LINK_CREATE */, &attributes, sizeof(attributes));
+
+	return link < 0 ? -errno : link;
+}
+
 int lab_pass_descriptor(int channel, int descriptor)
 {
 	union {

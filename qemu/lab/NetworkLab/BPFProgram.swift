@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 
 internal import CLibBPF
+internal import CNetworkLab
 internal import Glibc
 internal import Synchronization
-internal import SystemPackage
+public import SystemPackage
 
 /// A BPF program, loaded through libbpf, and detached and unloaded when its last
 /// use is over. Where it can be attached depends on its type: see
@@ -112,6 +113,11 @@ public class BPFProgram {
       throw LabError("\(path) has no program \(function ?? "at all")")
     }
     bpf_program__set_flags(program, bpf_program__flags(program) | flags)
+    if String(cString: bpf_program__section_name(program)) == "netfilter" {
+      // BPF_PROG_TYPE_NETFILTER and BPF_NETFILTER, which libbpf 1.1 does not know.
+      bpf_program__set_type(program, bpf_prog_type(rawValue: 32))
+      bpf_program__set_expected_attach_type(program, bpf_attach_type(rawValue: 45))
+    }
     guard bpf_object__load(object) == 0 else { throw Self.failure("\(path) \(function ?? "")") }
     descriptor = bpf_program__fd(program)
 
@@ -149,6 +155,84 @@ public class BPFProgram {
   /// Notes what ends an attachment.
   func onDetach(_ detachment: @escaping () throws -> Void) { detachments.append(detachment) }
 
+  /// Attaches the program by a link, for which all that counts is the place.
+  func link(to target: Int32, _ type: UInt32, _ what: String) throws {
+    let link = bpf_link_create(descriptor, target, bpf_attach_type(rawValue: type), nil)
+    guard link >= 0 else {
+      throw Self.failure("\(what): the program cannot be attached", link)
+    }
+    onDetach { close(link) }
+  }
+
+  /// Attaches a program for control groups to the topmost one: it runs for all
+  /// sockets.
+  func linkToAllGroups(_ type: UInt32) throws {
+    let path = try Self.groups()
+    let group = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    guard group >= 0 else { throw LabError("\(path): \(String(cString: strerror(errno)))") }
+    defer { close(group) }
+    try link(to: group, type, path)
+  }
+
+  /// Where the unified hierarchy is mounted.
+  private static func groups() throws -> String {
+    guard let file = fopen("/proc/self/mounts", "re") else {
+      throw LabError("/proc/self/mounts: \(String(cString: strerror(errno)))")
+    }
+    defer { fclose(file) }
+    var line = [CChar](repeating: 0, count: 4096)
+    while fgets(&line, Int32(line.count), file) != nil {
+      let words = line.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
+        .split(separator: " ")
+      if words.count > 2, words[2] == "cgroup2" { return String(words[1]) }
+    }
+    throw LabError("no file system of type cgroup2 is mounted")
+  }
+
+  /// Gives the program a name in a file system, for as long as `body` runs.
+  func withPath<Value>(_ body: (String) throws -> Value) throws -> Value {
+    // "ip" with a namespace has a /sys of its own, where nothing is mounted.
+    let directory = "/tmp/packet-traits-programs"
+    mkdir(directory, 0o700)
+    var status = mount("bpf", directory, "bpf", 0, nil)
+    guard status == 0 else {
+      throw LabError("\(directory): BPF's file system cannot be mounted: \(String(cString: strerror(errno)))")
+    }
+    defer { umount2(directory, Int32(MNT_DETACH)) }
+    let path = "\(directory)/program"
+    status = bpf_obj_pin(descriptor, path)
+    guard status == 0 else { throw Self.failure("\(path): the program cannot be pinned", status) }
+    defer { unlink(path) }
+    return try body(path)
+  }
+
+  /// Attaches a program for sockets to one of them, by SO_ATTACH_BPF or another option.
+  func attach(to socket: FileDescriptor, option: Int32) throws {
+    var program = descriptor
+    guard setsockopt(socket.rawValue, SOL_SOCKET, option, &program, 4) == 0 else {
+      throw LabError("the program cannot be attached to a socket: \(String(cString: strerror(errno)))")
+    }
+  }
+
+  /// Attaches a netfilter program to the hook for what this machine receives.
+  func attachToLocalInput(_ family: Int32, in namespace: NetworkNamespace) throws {
+    let descriptor = descriptor
+    // NF_INET_LOCAL_IN
+    let link = try namespace.run { lab_attach_netfilter(descriptor, UInt32(family), 1, 0) }
+    guard link >= 0 else { throw Self.failure("netfilter: the program cannot be attached", link) }
+    onDetach { close(link) }
+  }
+
+  /// Lets a program decide about what the sockets in one of its maps receive.
+  func attachToSockets(of map: String) throws {
+    let descriptor = descriptor
+    let sockets = bpf_object__find_map_fd_by_name(object, map)
+    guard sockets >= 0 else { throw LabError("the program has no map \(map)") }
+    let status = bpf_prog_attach(descriptor, sockets, BPF_SK_SKB_STREAM_VERDICT, 0)
+    guard status == 0 else { throw Self.failure("\(map): the program cannot be attached", status) }
+    onDetach { bpf_prog_detach2(descriptor, sockets, BPF_SK_SKB_STREAM_VERDICT) }
+  }
+
   /// Puts an entry into one of the program's maps.
   ///
   /// - Throws: If the map is not there, or the kernel does not take the entry.
@@ -163,6 +247,13 @@ public class BPFProgram {
     guard bpf_map_update_elem(descriptor, &key, value, 0) == 0 else {
       throw LabError("map \(map) does not take entry \(key): \(String(cString: strerror(errno)))")
     }
+  }
+
+  /// Puts a socket into one of the program's maps.
+  public func update(_ map: String, key: UInt32, socket: FileDescriptor) throws {
+    var value: [UInt8] = []
+    value.append(native: UInt64(socket.rawValue))
+    try update(map, key: key, value: value)
   }
 
   /// The content of one of the program's maps of variables.

@@ -2,6 +2,7 @@
 
 internal import CLibBPF
 internal import Glibc
+public import PacketTraits
 internal import Synchronization
 public import SystemPackage
 
@@ -22,6 +23,10 @@ public final class SkbProgram: BPFProgram {
     case socketFilter = "socket_filter"
     /// Before a packet is sent along a route.
     case route
+    /// Where netfilter looks at what this machine receives.
+    case netfilter
+    /// When a socket received something.
+    case verdict
     /// Where the stack receives a packet.
     case trace
 
@@ -29,7 +34,8 @@ public final class SkbProgram: BPFProgram {
     fileprivate var pass: UInt32 {
       switch self {
       case .classifier, .action, .trace: 0
-      case .groupIngress, .groupEgress: 1
+      // NF_ACCEPT and SK_PASS, too
+      case .groupIngress, .groupEgress, .netfilter, .verdict: 1
       case .socketFilter: .max
       // BPF_LWT_REROUTE: by what the packet is now
       case .route: 128
@@ -71,14 +77,6 @@ public final class SkbProgram: BPFProgram {
 
   /// How many datagrams came so far, and what came of each step at the last.
   public func results() throws -> ScriptResults { try ScriptResults(self, count: count) }
-
-  private func link(to target: Int32, _ type: UInt32, _ what: String) throws {
-    let link = bpf_link_create(descriptor, target, bpf_attach_type(rawValue: type), nil)
-    guard link >= 0 else {
-      throw Self.failure("\(what): the program cannot be attached", link)
-    }
-    onDetach { close(link) }
-  }
 
   /// Attaches a classifier to an interface.
   public func attach(
@@ -141,53 +139,22 @@ public final class SkbProgram: BPFProgram {
   /// Attaches a program for control groups to the topmost one: it runs for all
   /// sockets.
   public func attachToAllGroups(_ direction: Direction) throws {
-    let path = try Self.groups()
-    let group = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    guard group >= 0 else { throw LabError("\(path): \(String(cString: strerror(errno)))") }
-    defer { close(group) }
-    try link(
-      to: group,
-      direction == .ingress ? BPF_CGROUP_INET_INGRESS.rawValue : BPF_CGROUP_INET_EGRESS.rawValue,
-      path)
-  }
-
-  /// Where the unified hierarchy is mounted.
-  private static func groups() throws -> String {
-    guard let file = fopen("/proc/self/mounts", "re") else {
-      throw LabError("/proc/self/mounts: \(String(cString: strerror(errno)))")
-    }
-    defer { fclose(file) }
-    var line = [CChar](repeating: 0, count: 4096)
-    while fgets(&line, Int32(line.count), file) != nil {
-      let words = line.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
-        .split(separator: " ")
-      if words.count > 2, words[2] == "cgroup2" { return String(words[1]) }
-    }
-    throw LabError("no file system of type cgroup2 is mounted")
+    try linkToAllGroups(
+      direction == .ingress ? BPF_CGROUP_INET_INGRESS.rawValue : BPF_CGROUP_INET_EGRESS.rawValue)
   }
 
   /// Adds a route whose packets the program sees before they are sent.
   ///
   /// - Parameter route: As `ip route add` takes it, without `encap`.
   public func addRoute(_ route: String, in namespace: NetworkNamespace) throws {
-    // "ip" with a namespace has a /sys of its own, where nothing is mounted.
-    let directory = "/tmp/packet-traits-programs"
-    mkdir(directory, 0o700)
-    var status = mount("bpf", directory, "bpf", 0, nil)
-    guard status == 0 else {
-      throw LabError("\(directory): BPF's file system cannot be mounted: \(String(cString: strerror(errno)))")
-    }
-    defer { umount2(directory, Int32(MNT_DETACH)) }
-    let path = "\(directory)/route"
-    status = bpf_obj_pin(descriptor, path)
-    guard status == 0 else { throw Self.failure("\(path): the program cannot be pinned", status) }
-    defer { unlink(path) }
     let words = route.split(separator: " ").map(String.init)
-    let outcome = try Command(
-      ["ip", "-n", namespace.name, "route", "add", words[0], "encap", "bpf", "xmit", "pinned", path]
-        + words.dropFirst()
-    ).wait()
-    guard outcome.status == 0 else { throw LabError("ip route add \(route): \(outcome.errors)") }
+    try withPath { path in
+      let outcome = try Command(
+        ["ip", "-n", namespace.name, "route", "add", words[0], "encap", "bpf", "xmit", "pinned", path]
+          + words.dropFirst()
+      ).wait()
+      guard outcome.status == 0 else { throw LabError("ip route add \(route): \(outcome.errors)") }
+    }
     // With its namespace, at the latest
     onDetach { _ = try namespace.ip("route", "del", words[0]) }
   }
@@ -195,11 +162,19 @@ public final class SkbProgram: BPFProgram {
   /// Attaches a socket filter, until the socket is closed.
   public func attach(to socket: FileDescriptor) throws {
     // SO_ATTACH_BPF
-    let name: Int32 = 50
-    var program = descriptor
-    guard setsockopt(socket.rawValue, SOL_SOCKET, name, &program, 4) == 0 else {
-      throw LabError("a socket filter cannot be attached: \(String(cString: strerror(errno)))")
-    }
+    try attach(to: socket, option: 50)
+  }
+
+  /// Attaches a netfilter program to the hook for what a namespace receives.
+  public func attachToInput(_ family: InternetAddress.Family, in namespace: NetworkNamespace) throws {
+    // NFPROTO_IPV4 and NFPROTO_IPV6
+    try attachToLocalInput(family == .ipv4 ? 2 : 10, in: namespace)
+  }
+
+  /// Attaches a program for what sockets receive to one of them, until that is closed.
+  public func attachToReceived(by socket: FileDescriptor) throws {
+    try attachToSockets(of: "sockets")
+    try update("sockets", key: 0, socket: socket)
   }
 
   /// Attaches a tracing program to the place that it was written for.

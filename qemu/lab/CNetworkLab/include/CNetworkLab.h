@@ -52,6 +52,12 @@ int lab_open_packet_socket(unsigned int interface, unsigned short protocol);
 int lab_send_frame(unsigned int interface, unsigned short protocol,
 		   const void *frame, size_t length);
 
+/* Attaches a BPF program to a netfilter hook of this network namespace, by its numbers
+ * (linux/netfilter.h), for as long as the link is open: the link's descriptor, or a negative
+ * errno value
+ */
+int lab_attach_netfilter(int program, unsigned int family, unsigned int hook, int priority);
+
 /* Sends a descriptor along a unix socket, with a message of one byte. 0 or an errno
  * value
  */
