@@ -163,9 +163,14 @@ extension Guest {
       "what XDP sets on a packet of several buffers arrives", arguments: [Card.virtio], [Route.ipv4, .ipv6])
     func multiBuffer(card: Card, route: Route) throws {
       try card.with { wire in
-        for end in [wire.sender, wire.receiver] {
-          try end.namespace.ip("link", "set", end.interface, "mtu", "9000")
+        func setMTU(_ length: String) throws {
+          for end in [wire.sender, wire.receiver] {
+            try end.namespace.ip("link", "set", end.interface, "mtu", length)
+          }
         }
+        try setMTU("9000")
+        // The cards stay, and programs for one buffer are for frames that fit into it.
+        defer { try? setMTU("1500") }
         try Guest.withKeys([TraitSize](repeating: .bytes16, count: 12)) { ids in
           let inbox = try wire.inbox(route, ids)
           let outbox = try wire.outbox(route)
