@@ -120,6 +120,14 @@ build_stamp() {
 	} | sha256sum
 }
 
+# count_objects DIRECTORY [TESTS...]: objects that are there. Directories may go while find
+# looks at them, which is no failure.
+count_objects() {
+	local directory=$1
+	shift
+	{ find "$directory" -name '*.o' "$@" 2>/dev/null || true; } | wc -l
+}
+
 # watch_build FLAVOUR PID: progress of make, by the objects that are there
 watch_build() {
 	local build=$CACHE/build/$1 pid=$2 total count since=$SECONDS every=15 next
@@ -131,10 +139,10 @@ watch_build() {
 		next=$((SECONDS + every))
 		if [ -e "$build/vmlinux" ]; then
 			# How many of them a change reaches is not known before make has looked
-			count=$(find "$build" -name '*.o' -newer "$CACHE/build/$1.begun" | wc -l)
+			count=$(count_objects "$build" -newer "$CACHE/build/$1.begun")
 			detail "$(clock) kernel: $count objects compiled anew, $((SECONDS - since)) s"
 		else
-			count=$(find "$build" -name '*.o' | wc -l)
+			count=$(count_objects "$build")
 			if [ "$count" -lt "$total" ]; then
 				detail "$(clock) kernel: $count of about $total objects, $((count * 100 / total)) %"
 			else
@@ -174,7 +182,7 @@ ensure_kernel() {
 		grep -nE '(error|Error)( [0-9]+)?:|\*\*\*|undefined reference' "$log" | head -n 15 | quoted || true
 		fail "the $flavour kernel does not build: make ended with status $status" "Log: $log"
 	fi
-	find "$build" -name '*.o' | wc -l >"$build.objects"
+	count_objects "$build" >"$build.objects"
 	if [ "$flavour" = patched ]; then
 		logged "$CACHE/log/headers.log" kernel_make patched headers_install INSTALL_HDR_PATH="$build/headers"
 	fi
