@@ -70,7 +70,8 @@ struct GenericRequest {
 /// A socket of generic netlink, owned.
 struct GenericNetlinkSocket: ~Copyable {
   private let socket: OpaquePointer
-  private let port: UInt32
+  /// The socket's address.
+  let port: UInt32
   private var sequence: UInt32 = 0
 
   // The largest piece that the kernel makes of a dump.
@@ -127,12 +128,14 @@ struct GenericNetlinkSocket: ~Copyable {
   ) throws(TraitError) -> ReplyReader<Item>.Reply {
     var reply = [UInt8](repeating: 0, count: Self.replySize)
     while true {
-      let length = mnl_socket_recvfrom(socket, &reply, reply.count)
-      if length < 0 {
-        if errno == EINTR { continue }
-        throw Self.failure("a netlink reply cannot be received")
+      let length: Int
+      do throws(Errno) {
+        length = try receive(into: &reply)
+      } catch {
+        throw TraitError(
+          .systemCall, "a netlink reply cannot be received", underlyingError: error)
       }
-      let datagram = reply.span.bytes.extracting(0..<Int(length))
+      let datagram = reply.span.bytes.extracting(0..<length)
       if let reply = try reader.read(datagram, item: read) { return reply }
     }
   }
@@ -148,22 +151,34 @@ struct GenericNetlinkSocket: ~Copyable {
     else { throw Self.failure("option \(name) of a netlink socket cannot be set") }
   }
 
-  /// Receives what is there, without waiting.
+  /// Receives one datagram of the kernel's. Privileged programs can send to this socket
+  /// as well, which is not what was asked for: theirs are passed over.
   ///
+  /// - Parameter flags: `MSG_DONTWAIT` or none.
   /// - Returns: How many bytes there are, none of which is lost.
   /// - Throws: What recv(2) and netlink(7) name: `EAGAIN` if nothing is there, `ENOBUFS`
   ///   if something was lost.
-  func receiveNow(into bytes: inout [UInt8]) throws(Errno) -> Int {
+  func receive(into bytes: inout [UInt8], flags: Int = 0) throws(Errno) -> Int {
     while true {
+      var sender = sockaddr_nl()
+      var senderLength = socklen_t(MemoryLayout.size(ofValue: sender))
       // The length of all there was, though more than there is room for.
-      let length = recv(
-        descriptor.rawValue, &bytes, bytes.count, Int32(MSG_DONTWAIT | MSG_TRUNC))
-      if length >= 0 {
-        guard length <= bytes.count else { throw .noBufferSpace }
-        return length
+      let length = withUnsafeMutablePointer(to: &sender) { sender in
+        sender.withMemoryRebound(to: sockaddr.self, capacity: 1) { sender in
+          recvfrom(
+            descriptor.rawValue, &bytes, bytes.count, Int32(flags) | Int32(MSG_TRUNC),
+            sender, &senderLength)
+        }
       }
-      let error = Errno(rawValue: errno)
-      guard error == .interrupted else { throw error }
+      guard length >= 0 else {
+        let error = Errno(rawValue: errno)
+        if error == .interrupted { continue }
+        throw error
+      }
+      // The kernel's address is 0.
+      guard sender.nl_pid == 0 else { continue }
+      guard length <= bytes.count else { throw .noBufferSpace }
+      return length
     }
   }
 

@@ -20,13 +20,14 @@ public struct MergePolicy: RawRepresentable, Hashable, Sendable {
   public init(rawValue: UInt32) { self.rawValue = rawValue }
 
   /// Packets whose values differ, or of which one has none, are not merged.
-  /// Fragments cannot stay apart: a value is kept only if all of them have it.
+  /// Fragments cannot stay apart: a value is kept only if all of them have it, with
+  /// equal values.
   ///
   /// The corresponding C constant is `TRAITS_MERGE_EXACT`.
   public static var exact: MergePolicy { MergePolicy(TRAITS_MERGE_EXACT) }
 
-  /// The value is kept only if all packets have it. Datagrams that would lose
-  /// it by that are not merged, as they will be taken apart again.
+  /// A value is kept only if all packets have it, with equal values. Datagrams that
+  /// would lose it by that are not merged, as they will be taken apart again.
   ///
   /// The corresponding C constant is `TRAITS_MERGE_DROP`.
   public static var drop: MergePolicy { MergePolicy(TRAITS_MERGE_DROP) }
@@ -72,7 +73,7 @@ extension MergePolicy: CaseIterable {
   }
 }
 
-extension MergePolicy: LosslessStringConvertible {
+extension MergePolicy: CustomStringConvertible {
   private static let names = ["exact", "drop", "first", "last", "min", "max", "or", "and"]
 
   /// As the registry's specification names it (`Documentation/netlink/specs/traits.yaml`),
@@ -81,9 +82,11 @@ extension MergePolicy: LosslessStringConvertible {
     rawValue < UInt32(Self.names.count) ? Self.names[Int(rawValue)] : "\(rawValue)"
   }
 
-  /// - Parameter description: One of the names in the registry's specification.
-  public init?(_ description: String) {
-    guard let index = Self.names.firstIndex(of: description) else { return nil }
+  /// The policy with this name, or nil if this package knows none.
+  ///
+  /// - Parameter name: One of the names in the registry's specification.
+  public init?(name: String) {
+    guard let index = Self.names.firstIndex(of: name) else { return nil }
     self.init(rawValue: UInt32(index))
   }
 }

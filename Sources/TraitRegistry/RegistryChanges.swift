@@ -41,7 +41,7 @@ public enum RegistryChange: Hashable, Sendable {
 /// Whoever waits for a change is suspended, and takes up no thread. When his task is
 /// cancelled the sequence ends for him: `next()` gives nil. Several tasks may
 /// iterate at once; each change goes to one of them. An error ends the sequence for
-/// who iterates; to iterate anew goes on where it was.
+/// who iterates; to iterate anew goes on, with all keys.
 ///
 /// The corresponding multicast group of the netlink family `traits` is `changes`.
 public struct RegistryChanges: AsyncSequence, Sendable {
@@ -147,39 +147,115 @@ extension RegistryChange {
   }
 }
 
-private final class ChangeListener: Sendable {
-  private struct State: ~Copyable {
-    var notices: NoticeSocket
-    var registry: RegistryConnection
-    var table = KeyTable()
-    var changes: [RegistryChange] = []
-    var mustList = true
+enum ChangeNotice {
+  case nothing
+  /// Some are lost, for lack of memory or room.
+  case missed
+  case changes([RegistryChange])
+}
+
+/// Where a ``ChangeFeed`` has keys and notices from.
+protocol ChangeSource: ~Copyable {
+  /// The next notice that is there, without waiting.
+  mutating func notice() throws(TraitError) -> ChangeNotice
+
+  /// All keys that there are now.
+  mutating func keys() throws(TraitError) -> [RegisteredKey]
+}
+
+/// Makes what is to be told of the list of all keys and of notices. It knows of no
+/// socket, and does not wait.
+struct ChangeFeed<Source: ChangeSource & ~Copyable>: ~Copyable {
+  enum Outcome: Equatable {
+    case change(RegistryChange)
+    case nothing
+    /// There was much to read, and there is more.
+    case unfinished
   }
 
-  private let readiness: SocketReadiness
-  private let state: Mutex<State>
+  var source: Source
+  private var table = KeyTable()
+  private var changes: [RegistryChange] = []
+  private var mustList = true
 
-  // With changes coming in all the time the list is never the latest: that is
-  // mended by the notices that are there.
-  private static let attemptsToBeLatest = 16
+  /// How many notices are read at once: somebody who changes keys all the time is not to
+  /// keep a thread busy.
+  static var noticesAtOnce: Int { 64 }
+
+  init(_ source: consuming Source) { self.source = source }
+
+  /// - Throws: What the source throws. Then all keys are what comes next: a notice that
+  ///   cannot be read is a change that was missed.
+  mutating func next() throws(TraitError) -> Outcome {
+    var left = Self.noticesAtOnce
+    while changes.isEmpty {
+      guard left > 0 else { return .unfinished }
+      left -= 1
+      do throws(TraitError) {
+        if try readNotice() { continue }
+        guard try listIfNeeded() else { return .nothing }
+      } catch {
+        mustList = true
+        throw error
+      }
+    }
+    return .change(changes.removeFirst())
+  }
+
+  /// - Returns: Whether there was one.
+  private mutating func readNotice() throws(TraitError) -> Bool {
+    switch try source.notice() {
+    case .nothing: return false
+    case .missed: mustList = true
+    case .changes(let new):
+      // Those that are older than the list to come do not lead up to it: of what came
+      // behind them some is missing.
+      guard !mustList else { break }
+      for change in new where table.apply(change) { changes.append(change) }
+    }
+    return true
+  }
+
+  /// Lists all keys once, when no notice is left. What happens from then on is told by
+  /// notices, which stay where they are until the list has been taken.
+  ///
+  /// - Returns: Whether that was needed.
+  private mutating func listIfNeeded() throws(TraitError) -> Bool {
+    guard mustList else { return false }
+    let keys = try source.keys()
+    table.replace(keys)
+    changes = [.keys(keys)]
+    mustList = false
+    return true
+  }
+}
+
+private final class ChangeListener: Sendable {
+  private let readiness: SocketReadiness
+  private let feed: Mutex<ChangeFeed<RegistrySource>>
 
   init(receiveBufferSize: Int?) throws(TraitError) {
-    let registry = try RegistryConnection()
-    let notices = try NoticeSocket(receiveBufferSize: receiveBufferSize)
+    let source = try RegistrySource(receiveBufferSize: receiveBufferSize)
     do throws(Errno) {
-      readiness = try SocketReadiness(duplicating: notices.descriptor)
+      readiness = try SocketReadiness(duplicating: source.descriptor)
     } catch {
       throw TraitError(
         .systemCall, "changes of the registry cannot be waited for", underlyingError: error)
     }
-    state = Mutex(State(notices: notices, registry: registry))
+    feed = Mutex(ChangeFeed(source))
   }
 
   /// nil if the task has been cancelled.
   func next(isolation actor: isolated (any Actor)?) async throws(TraitError) -> RegistryChange? {
     while !Task.isCancelled {
       let generation = readiness.generation
-      if let change = try take() { return change }
+      switch try take() {
+      case .change(let change): return change
+      case .unfinished:
+        await Task.yield()
+        continue
+      case .nothing: break
+      }
       do throws(Errno) {
         _ = try readiness.foundNothing()
         try await readiness.wait(since: generation)
@@ -191,62 +267,30 @@ private final class ChangeListener: Sendable {
     return nil
   }
 
-  /// nil if there is none now.
-  private func take() throws(TraitError) -> RegistryChange? {
-    var areMoreLeft = false
-    // Others may wait for what is in the queue now, and no more in the socket.
-    defer { if areMoreLeft { readiness.resumeAll() } }
-    return try state.withLock { state throws(TraitError) in
-      while state.changes.isEmpty {
-        if state.mustList {
-          try Self.list(&state)
-          break
-        }
-        switch try state.notices.receive() {
-        case .nothing: return nil
-        case .missed: state.mustList = true
-        case .changes(let changes):
-          for change in changes where state.table.apply(change) { state.changes.append(change) }
-        }
-      }
-      areMoreLeft = true
-      return state.changes.removeFirst()
-    }
-  }
-
-  /// Lists all keys, and passes over the notices of what the list has already.
-  private static func list(_ state: inout State) throws(TraitError) {
-    var keys: [RegisteredKey] = []
-    for _ in 0..<attemptsToBeLatest {
-      keys = try state.registry.keys()
-      var isLatest = true
-      notices: while true {
-        switch try state.notices.receive() {
-        case .nothing: break notices
-        case .missed, .changes: isLatest = false
-        }
-      }
-      if isLatest { break }
-    }
-    state.table.replace(keys)
-    state.changes = [.keys(keys)]
-    state.mustList = false
+  private func take() throws(TraitError) -> ChangeFeed<RegistrySource>.Outcome {
+    var isNothingLeft = false
+    // Others may wait for what is not in the socket any more.
+    defer { if !isNothingLeft { readiness.resumeAll() } }
+    let outcome = try feed.withLock { feed throws(TraitError) in try feed.next() }
+    isNothingLeft = outcome == .nothing
+    return outcome
   }
 }
 
-/// A socket of the group `changes`.
-private struct NoticeSocket: ~Copyable {
-  enum Notice {
-    case nothing
-    /// Some are lost, for lack of memory or room.
-    case missed
-    case changes([RegistryChange])
-  }
-
+/// The registry, and a socket of the group `changes`.
+private struct RegistrySource: ChangeSource, ~Copyable {
   private let socket: GenericNetlinkSocket
   private let family: UInt16
+  private var registry: RegistryConnection
 
   init(receiveBufferSize: Int?) throws(TraitError) {
+    // First, so that it is the same on a kernel without packet traits.
+    if let receiveBufferSize, !(1...Int(Int32.max)).contains(receiveBufferSize) {
+      throw TraitError(
+        .invalidArgument,
+        "a receive buffer of \(receiveBufferSize) bytes: it is to be 1 to \(Int32.max)")
+    }
+    let registry = try RegistryConnection()
     var socket = try GenericNetlinkSocket()
     guard let family = try socket.family(named: TRAITS_FAMILY_NAME) else {
       throw TraitError(.unsupportedKernel, "this kernel has no packet traits")
@@ -255,26 +299,24 @@ private struct NoticeSocket: ~Copyable {
       throw TraitError(.unsupportedKernel, "this kernel does not tell of changes of the registry")
     }
     if let receiveBufferSize {
-      guard let size = Int32(exactly: receiveBufferSize), size > 0 else {
-        throw TraitError(
-          .invalidArgument,
-          "a receive buffer of \(receiveBufferSize) bytes: it is to be 1 to \(Int32.max)")
-      }
-      try socket.setOption(SOL_SOCKET, SO_RCVBUF, UInt32(size))
+      try socket.setOption(SOL_SOCKET, SO_RCVBUF, UInt32(receiveBufferSize))
     }
     try socket.setOption(SOL_NETLINK, Int32(NETLINK_ADD_MEMBERSHIP), group)
     self.socket = socket
     self.family = family.id
+    self.registry = registry
   }
 
   var descriptor: FileDescriptor { socket.descriptor }
 
+  mutating func keys() throws(TraitError) -> [RegisteredKey] { try registry.keys() }
+
   /// - Throws: `systemCall`, `malformedReply`.
-  mutating func receive() throws(TraitError) -> Notice {
+  mutating func notice() throws(TraitError) -> ChangeNotice {
     var bytes = [UInt8](repeating: 0, count: 8192)
     let length: Int
     do throws(Errno) {
-      length = try socket.receiveNow(into: &bytes)
+      length = try socket.receive(into: &bytes, flags: MSG_DONTWAIT)
     } catch .wouldBlock {
       return .nothing
     } catch .noBufferSpace {

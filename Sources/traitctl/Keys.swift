@@ -28,7 +28,7 @@ extension Keys {
     @Option(
       help: ArgumentHelp(
         "What becomes of its values when packets become one: 'exact' keeps those that differ apart, "
-          + "'drop' keeps the value only if all have it.", valueName: "policy"))
+          + "'drop' keeps a value only if all of them have it, with equal values.", valueName: "policy"))
     var merge: MergePolicy
 
     @Option(
@@ -220,7 +220,7 @@ extension TraitSize: ExpressibleByArgument {
 }
 
 extension MergePolicy: ExpressibleByArgument {
-  public init?(argument: String) { self.init(argument) }
+  public init?(argument: String) { self.init(name: argument) }
 
   public static var allValueStrings: [String] { allCases.map(\.description) }
 }

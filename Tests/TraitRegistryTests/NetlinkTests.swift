@@ -2,6 +2,7 @@
 
 import CLibMNL
 import CTraits
+import Glibc
 import PacketTraits
 import SeededRandom
 import SystemPackage
@@ -147,15 +148,27 @@ struct NetlinkReplyTests {
   }
 
   @Test("of random and damaged bytes never trap", arguments: SeededGenerator.seeds)
-  func hostile(seed: UInt64) {
+  func hostile(seed: UInt64) throws {
     var generator = SeededGenerator(seed: seed)
     let valid =
       native(UInt32(16 + 4 + keyAttributes().count)) + native(UInt16(30)) + native(UInt16(0))
       + native(UInt32(1)) + native(UInt32(1)) + [3, 1, 0, 0] + keyAttributes()
+    // With arrays of nested attributes, as that of a family's groups.
+    let group =
+      attribute(Int(CTRL_ATTR_MCAST_GRP_NAME), Array("changes\0".utf8))
+      + attribute(Int(CTRL_ATTR_MCAST_GRP_ID), native(UInt32(9)))
+    let familyAttributes =
+      attribute(Int(CTRL_ATTR_FAMILY_ID), native(UInt16(30)))
+      + attribute(Int(CTRL_ATTR_MCAST_GROUPS), attribute(1, group) + attribute(2, group))
+    let nested =
+      native(UInt32(16 + 4 + familyAttributes.count)) + valid[4..<16] + [1, 2, 0, 0] + familyAttributes
+    let family = try GenericFamily(attributes: familyAttributes.span.bytes)
+    #expect(family.id == 30)
+    #expect(family.groups == ["changes": 9])
     var refusals = 0
-    for round in 0..<5_000 {
-      var bytes = valid
-      if round.isMultiple(of: 2) {
+    for round in 0..<6_000 {
+      var bytes = round % 3 == 1 ? nested : valid
+      if round.isMultiple(of: 3) {
         bytes = (0..<Int.random(in: 0..<100, using: &generator)).map { _ in
           UInt8.random(in: 0...(Bool.random(using: &generator) ? 255 : 20), using: &generator)
         }
@@ -191,6 +204,9 @@ struct NetlinkReplyTests {
       _ = try? NetlinkAcknowledgement(payload, of: withText)
       guard payload.byteCount >= 4 else { continue }
       let attributes = payload.extracting(4..<payload.byteCount)
+      _ = try? RegistryChange.all(in: datagram, family: message.type)
+      _ = try? GenericFamily(attributes: attributes)
+      _ = try? KeyStatistics(attributes: attributes)
       _ = try? TraitStatistics(attributes: attributes)
       _ = try RegisteredKey(attributes: attributes)
     }
@@ -322,6 +338,40 @@ struct NetlinkRequestTests {
     #expect(refusal?.error == .notSupported)
   }
 
+  @Test(
+    "are answered by the kernel alone, whoever else sends to the socket",
+    .enabled(if: geteuid() == 0, "to send to another's netlink socket takes CAP_NET_ADMIN"))
+  func forged() throws {
+    var socket = try GenericNetlinkSocket()
+    let forger = try GenericNetlinkSocket()
+    // What would end the first request if the kernel had sent it.
+    let refusal = native(Int32(-1)) + [UInt8](repeating: 0, count: 16)
+    let message =
+      native(UInt32(16 + refusal.count)) + native(UInt16(NLMSG_ERROR)) + native(UInt16(0))
+      + native(UInt32(1)) + native(socket.port) + refusal
+    var address = sockaddr_nl()
+    address.nl_family = UInt16(AF_NETLINK)
+    address.nl_pid = socket.port
+    func forge() throws {
+      let sent = withUnsafePointer(to: &address) {
+        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+          sendto(
+            forger.descriptor.rawValue, message, message.count, 0, $0,
+            socklen_t(MemoryLayout<sockaddr_nl>.size))
+        }
+      }
+      try #require(sent == message.count, "\(Errno(rawValue: errno))")
+    }
+    try forge()
+    #expect(try socket.family(named: "nlctrl")?.id == UInt16(GENL_ID_CTRL))
+
+    try forge()
+    // It is there, and more than there is room for.
+    var bytes: [UInt8] = [0]
+    #expect(recv(socket.descriptor.rawValue, &bytes, 1, Int32(MSG_PEEK)) == 1)
+    #expect(throws: Errno.wouldBlock) { try socket.receive(into: &bytes, flags: MSG_DONTWAIT) }
+  }
+
   @Test("tell a kernel without packet traits")
   func support() throws {
     if try Traits.isSupportedByKernel() {
@@ -432,11 +482,125 @@ struct RegistryChangeTests {
     #expect(try table.keys == [key(5).id: key(5)])
   }
 
-  @Test("cannot be had with a receive buffer of no size", arguments: [0, -1, Int.max])
+  @Test(
+    "cannot be had with a receive buffer of no size",
+    arguments: [0, -1, Int(Int32.max) + 1, Int.max, Int.min])
   func receiveBuffer(size: Int) {
-    // A kernel without packet traits says so first.
     let error = #expect(throws: TraitError.self) { try RegistryChanges(receiveBufferSize: size) }
-    #expect(error?.code == .invalidArgument || error?.code == .unsupportedKernel)
+    #expect(error?.code == .invalidArgument)
+    #expect(error?.message.contains("\(size) bytes") == true)
+  }
+
+  /// A registry that changes when it is asked, as this says.
+  private struct Registry: ChangeSource {
+    var all: [RegisteredKey] = []
+    var notices: [Result<ChangeNotice, TraitError>] = []
+    /// What happens right after a list of all keys was made.
+    var afterList: [RegistryChange] = []
+    /// A notice is added whenever one is taken.
+    var isBusy = false
+    var failure: TraitError?
+
+    mutating func change(_ change: RegistryChange) {
+      switch change {
+      case .keys: break
+      case .added(let key): all.append(key)
+      case .removed(let key): all.removeAll { $0 == key }
+      }
+      notices.append(.success(.changes([change])))
+    }
+
+    mutating func notice() throws(TraitError) -> ChangeNotice {
+      guard !notices.isEmpty else { return .nothing }
+      if isBusy { notices.append(notices[0]) }
+      return try notices.removeFirst().get()
+    }
+
+    mutating func keys() throws(TraitError) -> [RegisteredKey] {
+      if let failure {
+        self.failure = nil
+        throw failure
+      }
+      let keys = all
+      if !afterList.isEmpty { change(afterList.removeFirst()) }
+      return keys
+    }
+  }
+
+  @Test("begin with all keys, and with none that was before")
+  func feed() throws {
+    var feed = ChangeFeed(Registry())
+    try feed.source.change(.added(key(1)))
+    try feed.source.change(.added(key(2)))
+    try feed.source.change(.removed(key(1)))
+    #expect(try feed.next() == .change(.keys([key(2)])))
+    #expect(try feed.next() == .nothing)
+    try feed.source.change(.added(key(1)))
+    try feed.source.change(.removed(key(2)))
+    #expect(try feed.next() == .change(.added(key(1))))
+    #expect(try feed.next() == .change(.removed(key(2))))
+    #expect(try feed.next() == .nothing)
+  }
+
+  @Test("a change after the last list is told")
+  func afterList() throws {
+    var feed = ChangeFeed(Registry())
+    // As many as would come if it were listed again and again.
+    let changes = try (1..<50).map { RegistryChange.added(try key($0)) }
+    feed.source.afterList = changes
+    #expect(try feed.next() == .change(.keys([])))
+    #expect(try feed.next() == .change(changes[0]))
+    #expect(try feed.next() == .nothing)
+    // Nor is anything told twice that the list has.
+    feed.source.notices = [.success(.missed)]
+    #expect(try feed.next() == .change(.keys([key(1)])))
+    #expect(try feed.next() == .change(changes[1]))
+    #expect(try feed.next() == .nothing)
+  }
+
+  @Test("that were missed are in a list, and what is older is not told any more")
+  func missed() throws {
+    var feed = ChangeFeed(Registry())
+    #expect(try feed.next() == .change(.keys([])))
+    // Key 1 came, and there is still a notice of it; that it went, and that another took
+    // its number, was lost.
+    feed.source.notices = try [.success(.missed), .success(.changes([.added(key(1))]))]
+    feed.source.all = try [key(1, "other")]
+    #expect(try feed.next() == .change(.keys([key(1, "other")])))
+    #expect(try feed.next() == .nothing)
+  }
+
+  @Test("that cannot be read are missed")
+  func unreadable() throws {
+    var feed = ChangeFeed(Registry())
+    #expect(try feed.next() == .change(.keys([])))
+    let malformed = TraitError(.malformedReply, "not what it should be")
+    feed.source.all = try [key(1), key(2)]
+    feed.source.notices = try [.failure(malformed), .success(.changes([.added(key(2))]))]
+    #expect(throws: malformed) { try feed.next() }
+    #expect(try feed.next() == .change(.keys([key(1), key(2)])))
+    #expect(try feed.next() == .nothing)
+    // A list that failed is still to be made.
+    feed.source.notices = [.success(.missed)]
+    feed.source.failure = TraitError(.registryChanging, "for now")
+    #expect(throws: TraitError.self) { try feed.next() }
+    #expect(try feed.next() == .change(.keys([key(1), key(2)])))
+  }
+
+  @Test("that come without an end keep nobody busy")
+  func busy() throws {
+    var feed = ChangeFeed(Registry())
+    feed.source.isBusy = true
+    feed.source.notices = try [.success(.changes([.added(key(1))]))]
+    // Neither before the list, nor when nothing of it is news.
+    #expect(try feed.next() == .unfinished)
+    #expect(try feed.next() == .unfinished)
+    feed.source.isBusy = false
+    feed.source.all = try [key(1)]
+    #expect(try feed.next() == .change(.keys([key(1)])))
+    feed.source.isBusy = true
+    feed.source.notices = try [.success(.changes([.added(key(1))]))]
+    #expect(try feed.next() == .unfinished)
   }
 }
 
@@ -448,7 +612,9 @@ struct MergePolicyTests {
       MergePolicy.allCases.map(\.description)
         == ["exact", "drop", "first", "last", "min", "max", "or", "and"])
     #expect(MergePolicy.allCases.map(\.rawValue) == Array(0..<8))
-    for policy in MergePolicy.allCases { #expect(MergePolicy(policy.description) == policy) }
-    for name in ["", "sum", "Exact", "minimum", "8"] { #expect(MergePolicy(name) == nil) }
+    for policy in MergePolicy.allCases { #expect(MergePolicy(name: policy.description) == policy) }
+    // Nor is a number a name, though it is what an unknown policy is called.
+    for name in ["", "sum", "Exact", "minimum", "8", "0"] { #expect(MergePolicy(name: name) == nil) }
+    #expect(MergePolicy(rawValue: 8).description == "8")
   }
 }
