@@ -6,6 +6,8 @@ internal import CTraits
 /// macros of cmsg(3) lay them out.
 ///
 /// ```swift
+/// import Glibc  // IP_TOS
+///
 /// var control = ControlData()
 /// control.append(level: .ipv4, type: .init(rawValue: IP_TOS), Int32(0x10))
 /// control.append(traits)
@@ -92,6 +94,11 @@ public struct ControlData: Hashable, Sendable {
   public mutating func append(_ traits: Traits) {
     guard !traits.isEmpty else { return }
     append(.traits, .traits, byteCount: traits.recordByteCount) { traits.writeRecords(to: $0) }
+  }
+
+  /// Whether a message is to be of traits, though its records may be malformed.
+  var hasTraits: Bool {
+    ((try? ControlMessage.all(in: bytes.span.bytes)) ?? []).contains(where: \.isTraits)
   }
 
   /// The traits that are in it, those that a later message holds over those of an

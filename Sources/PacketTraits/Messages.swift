@@ -245,8 +245,8 @@ func closingOnExec(_ receive: (Int32) -> Int) -> Int {
 extension Traits {
   /// Whether this kernel has packet traits.
   ///
-  /// - Throws: ``TraitError/Code/systemCall`` if there is neither an IPv4 nor an
-  ///   IPv6 socket to ask.
+  /// - Throws: ``TraitError/Code/systemCall`` if no UDP socket of IPv4, or where the kernel
+  ///   lacks that of IPv6, can be had and asked.
   public static func isSupportedByKernel() throws(TraitError) -> Bool {
     let socket: UDPSocket
     do throws(Errno) {

@@ -12,7 +12,7 @@ public import SystemPackage
 /// while true {
 ///   for index in 0..<(try socket.receive(into: &batch)) {
 ///     let datagram = try batch.datagram(at: index)
-///     batch.withPayload(at: index) { payload in ... }
+///     batch.withPayload(at: index) { payload in print(payload.byteCount) }
 ///   }
 /// }
 /// ```

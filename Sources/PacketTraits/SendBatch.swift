@@ -17,6 +17,8 @@ public struct SendBatch: Sendable {
     var payload: Range<Int>
     var control: Range<Int>
     var destination: InternetAddress?
+    /// Whether there is a message of traits in its control data, well formed or not.
+    var hasTraits: Bool
     /// Those in its control data.
     var traits: Traits
   }
@@ -43,7 +45,7 @@ public struct SendBatch: Sendable {
   ) {
     let start = controls.count
     ControlData.withMessage(of: traits) { controls.append(contentsOf: $0) }
-    append(payload, destination, control: start..<controls.count, traits)
+    append(payload, destination, control: start..<controls.count, hasTraits: !traits.isEmpty, traits)
   }
 
   /// Appends a datagram with control data.
@@ -58,17 +60,21 @@ public struct SendBatch: Sendable {
   ) {
     let start = controls.count
     controls.append(contentsOf: control.bytes)
-    append(payload, destination, control: start..<controls.count, control.traits)
+    append(
+      payload, destination, control: start..<controls.count, hasTraits: control.hasTraits,
+      control.traits)
   }
 
   private mutating func append(
-    _ payload: RawSpan, _ destination: InternetAddress?, control: Range<Int>, _ traits: Traits
+    _ payload: RawSpan, _ destination: InternetAddress?, control: Range<Int>, hasTraits: Bool,
+    _ traits: Traits
   ) {
     let start = payloads.count
     payload.withUnsafeBytes { payloads.append(contentsOf: $0) }
     entries.append(
       Entry(
-        payload: start..<payloads.count, control: control, destination: destination, traits: traits))
+        payload: start..<payloads.count, control: control, destination: destination,
+        hasTraits: hasTraits, traits: traits))
   }
 
   /// Removes all datagrams.
@@ -93,14 +99,35 @@ public struct SendBatch: Sendable {
   public mutating func removeFirst(_ number: Int = 1) {
     precondition(number >= 0 && number <= count, "the batch has fewer datagrams")
     entries.removeFirst(number)
-    // Their bytes stay as long as others stand behind them.
-    if entries.isEmpty { removeAll(keepingCapacity: true) }
+    guard let first = entries.first else { return removeAll(keepingCapacity: true) }
+    // What stands behind them moves up as soon as it is no more than they were: so to
+    // remove all one by one moves no more bytes than there are.
+    let payload = Self.removeStart(of: &payloads, first.payload.lowerBound)
+    let control = Self.removeStart(of: &controls, first.control.lowerBound)
+    guard payload > 0 || control > 0 else { return }
+    for index in entries.indices {
+      let entry = entries[index]
+      entries[index].payload = entry.payload.lowerBound - payload..<entry.payload.upperBound - payload
+      entries[index].control = entry.control.lowerBound - control..<entry.control.upperBound - control
+    }
   }
+
+  /// Removes the first `count` bytes if that is half of them at least.
+  ///
+  /// - Returns: How many were removed.
+  private static func removeStart(of bytes: inout [UInt8], _ count: Int) -> Int {
+    guard count >= bytes.count - count else { return 0 }
+    bytes.removeSubrange(..<count)
+    return count
+  }
+
+  /// How many bytes it holds, of datagrams that have been removed as well.
+  var byteCount: Int { payloads.count + controls.count }
 
   /// The traits of one datagram, without those of the socket.
   func traits(at index: Int) -> Traits { entries[index].traits }
 
-  fileprivate var hasTraits: Bool { entries.contains { !$0.traits.isEmpty } }
+  fileprivate var hasTraits: Bool { entries.contains(where: \.hasTraits) }
 
   /// Sends all, and tells of each what came of it.
   fileprivate func send(

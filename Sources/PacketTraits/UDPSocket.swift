@@ -8,8 +8,9 @@ public import SystemPackage
 ///
 /// ```swift
 /// let socket = try UDPSocket(.ipv6)
-/// try socket.bind(to: .any(.ipv6, port: 4000))
+/// // Before bind(to:), so that no datagram comes without.
 /// try socket.setReceivedTraits(TraitMask(flow))
+/// try socket.bind(to: .any(.ipv6, port: 4000))
 ///
 /// var bytes = [UInt8](repeating: 0, count: 2048)
 /// let datagram = try socket.receive(into: &bytes)
@@ -300,7 +301,7 @@ public struct UDPSocket: ~Copyable, Sendable {
     _ payload: RawSpan, to destination: InternetAddress? = nil, control: ControlData,
     flags: MessageFlags = []
   ) throws(TraitError) -> Int {
-    if !control.traits.isEmpty { try fileDescriptor.requireSentTraits() }
+    if control.hasTraits { try fileDescriptor.requireSentTraits() }
     do throws(Errno) {
       return try fileDescriptor.sendMessage(payload, to: destination, control: control, flags: flags)
     } catch {

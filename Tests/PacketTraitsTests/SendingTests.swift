@@ -109,6 +109,54 @@ struct SendingTests {
     #expect(received == (0..<UInt32(total)).map { $0 })
   }
 
+  @Test("of a batch that never becomes empty keeps no bytes of what was sent")
+  func endlessBatch() throws {
+    let inbox = try loopbackSocket()
+    try turnOn(inbox, Int32(IPPROTO_IP), IP_RECVTOS)
+    let destination = try inbox.localAddress()
+    let outbox = try loopbackSocket()
+    // The length of the payload changes, and is 0 at times; every fifth has no control data.
+    func payload(_ number: Int) -> [UInt8] {
+      (0..<number % 7 * 40).map { UInt8(truncatingIfNeeded: number &+ $0) }
+    }
+    func tos(_ number: Int) -> UInt8 { number.isMultiple(of: 5) ? 0 : UInt8(number % 50 + 1) * 4 }
+    func control(_ number: Int) -> ControlData {
+      var control = ControlData()
+      if tos(number) != 0 {
+        control.append(level: .ipv4, type: .init(rawValue: IP_TOS), Int32(tos(number)))
+      }
+      return control
+    }
+    var batch = SendBatch()
+    batch.append(payload(0).span.bytes, to: destination, control: control(0))
+    var arrivals = ReceiveBatch(capacity: 2, payloadCapacity: 300)
+    var largest = 0
+    for round in 0..<1_000 {
+      batch.append(payload(round + 1).span.bytes, to: destination, control: control(round + 1))
+      #expect(batch.count == 2)
+      #expect(
+        try outbox.send(batch).map { try $0.get() } == [payload(round).count, payload(round + 1).count])
+      var received = 0
+      while received < 2 {
+        for index in 0..<(try inbox.receive(into: &arrivals)) {
+          let number = round + received
+          #expect(arrivals.payload(at: index) == payload(number), "round \(round)")
+          let found = try arrivals.withControl(at: index) { control in
+            try ControlMessage.all(in: control).map { control.extracting($0.dataRange).array }
+          }
+          #expect(found == [[tos(number)]], "round \(round)")
+          received += 1
+        }
+      }
+      batch.removeFirst()
+      largest = max(largest, batch.byteCount)
+    }
+    // Half of it may be of what was sent.
+    #expect(largest <= 2 * (240 + control(1).bytes.count))
+    batch.removeFirst()
+    #expect(batch.byteCount == 0)
+  }
+
   @Test("of a datagram in pieces ends with the first that says so", arguments: families)
   func more(family: InternetAddress.Family) throws {
     let inbox = try loopbackSocket(family)
@@ -275,6 +323,15 @@ struct SendingTests {
     control.append(traits)
     batch.removeAll()
     batch.append(payload.span.bytes, to: destination, control: control)
+    expectUnsupported { _ = try socket.send(batch) }
+    // Nor does it pass over records that are malformed, as those of no whole number.
+    var malformed = ControlData()
+    malformed.append(level: .traits, type: .traits, UInt32(1))
+    expectUnsupported {
+      try socket.send(payload.span.bytes, to: destination, control: malformed)
+    }
+    batch.removeAll()
+    batch.append(payload.span.bytes, to: destination, control: malformed)
     expectUnsupported { _ = try socket.send(batch) }
     #expect(throws: Errno.protocolNotAvailable) { try socket.fileDescriptor.setSentTraits(traits) }
     #expect(throws: Errno.self) { try socket.fileDescriptor.sentTraits() }
