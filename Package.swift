@@ -16,7 +16,6 @@ let package = Package(
     .library(name: "PacketTraits", targets: ["PacketTraits"]),
     .library(name: "TraitRegistry", targets: ["TraitRegistry"]),
     .executable(name: "traitctl", targets: ["traitctl"]),
-    .executable(name: "traits-demo", targets: ["traits-demo"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),

@@ -14,6 +14,8 @@ struct KeyReport: Encodable {
   var openWrite: Bool
   var crossNetns: Bool
   var owned: Bool
+  /// Flags of a later kernel; 0 for none.
+  var otherFlags: UInt32
   var merge: String
 
   init(_ key: RegisteredKey) {
@@ -24,13 +26,15 @@ struct KeyReport: Encodable {
     openWrite = key.flags.contains(.openWrite)
     crossNetns = key.flags.contains(.crossesNetworkNamespaces)
     owned = key.flags.contains(.owned)
+    otherFlags =
+      key.flags.subtracting([.openRead, .openWrite, .crossesNetworkNamespaces, .owned]).rawValue
     merge = key.merge.description
   }
 
   var flagsText: String {
     let names = [
       openRead ? "open-read" : nil, openWrite ? "open-write" : nil, crossNetns ? "cross-netns" : nil,
-      owned ? "owned" : nil,
+      owned ? "owned" : nil, otherFlags != 0 ? "0x" + String(otherFlags, radix: 16) : nil,
     ].compactMap(\.self)
     return names.isEmpty ? "-" : names.joined(separator: ",")
   }
@@ -42,6 +46,7 @@ struct KeyReport: Encodable {
     case openRead = "open_read"
     case openWrite = "open_write"
     case crossNetns = "cross_netns"
+    case otherFlags = "other_flags"
   }
 }
 

@@ -24,11 +24,21 @@ struct TraitctlTests {
     "explains itself",
     arguments: [
       ([], ["keys", "listen", "send", "69 if this kernel has no packet traits"]),
-      (["keys"], ["add", "del", "list", "stats"]),
-      (["keys", "add"], ["--size", "--merge", "exact, drop, first, last, min, max, or, and", "--id", "--open-read", "--open-write", "--cross-netns", "4, 8 or 16"]),
+      (["keys"], ["add", "del", "list", "watch", "stats"]),
+      (
+        ["keys", "add"],
+        [
+          "--size", "--merge", "exact, drop, first, last, min, max, or, and", "with equal values", "--id",
+          "--open-read", "--open-write", "--cross-netns", "4, 8 or 16",
+        ]
+      ),
       (["keys", "del"], ["name or number"]),
       (["keys", "list"], ["--json"]),
-      (["keys", "stats"], ["discarded", "allocated", "evicted", "lost", "--json"]),
+      (["keys", "watch"], ["\"all\"", "\"has\"", "\"add\"", "\"del\"", "--json"]),
+      (
+        ["keys", "stats"],
+        ["discarded", "allocated", "evicted", "lost", "--keys", "read", "dropped", "--json"]
+      ),
       (
         ["listen"],
         [
@@ -103,7 +113,9 @@ struct TraitctlTests {
     arguments: [
       ["traitctl", "keys", "list"], ["traitctl", "keys", "list", "--json"],
       ["traitctl", "keys", "add", "a", "--size", "4", "--merge", "exact"], ["traitctl", "keys", "del", "a"],
-      ["traitctl", "keys", "stats"], ["traitctl", "listen", "--port", "0"],
+      ["traitctl", "keys", "watch"], ["traitctl", "keys", "watch", "--json"],
+      ["traitctl", "keys", "stats"], ["traitctl", "keys", "stats", "--keys"],
+      ["traitctl", "listen", "--port", "0"],
       ["traitctl", "listen", "--tcp", "--port", "0"],
       ["traitctl", "send", "--tcp", "--address", "127.0.0.1", "--port", "9", "--trait", "a=1", "x"],
       ["traitctl", "send", "--address", "127.0.0.1", "--port", "9", "--trait", "a=1"],
@@ -171,6 +183,21 @@ struct TraitctlTests {
     #expect(refused.status == 1)
     #expect(refused.output.isEmpty)
     #expect(refused.errors == "traitctl: there is no connection to \(local): Connection refused\n")
+
+  @Test("prints flags that it does not know as a number")
+  func unknownFlags() throws {
+    func report(_ flags: KeyFlags) throws -> KeyReport {
+      KeyReport(
+        RegisteredKey(
+          id: try #require(TraitID(rawValue: 5)), name: "flow", size: .bytes8, flags: flags, merge: .last))
+    }
+    #expect(try report([]).text == "5 flow 8 last -")
+    #expect(try report([.openRead, .owned]).text == "5 flow 8 last open-read,owned")
+    let later = try report([.openWrite, KeyFlags(rawValue: 0x8000_0100)])
+    #expect(later.text == "5 flow 8 last open-write,0x80000100")
+    #expect(try report(KeyFlags(rawValue: 0x100)).text == "5 flow 8 last 0x100")
+    let text = String(decoding: try JSONEncoder().encode(later), as: UTF8.self)
+    #expect(text.contains(#""other_flags":2147483904"#), "\(text)")
   }
 
   @Test("says in JSON that a source is not known by null")
