@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
-# docs/testing.md says which test shows what. Each test that it names is there.
+# docs/testing.md and docs/semantics.md say which test shows what. Each test that they
+# name is there.
 # Between backquotes are names in Markdown, and no commands
 # shellcheck disable=SC2016
 
@@ -78,4 +79,47 @@ test_a_test_that_is_gone_or_none_is_found() {
 	same '' "$(missing_tests "$WORK/all.md" "$WORK/swift")"
 	printf '%s\n' '`OneTests.first` `OneTests.helper` `OneTests.third` `TwoTests.first`' >"$WORK/gone.md"
 	same $'OneTests.helper\nOneTests.third\nTwoTests.first' "$(missing_tests "$WORK/gone.md" "$WORK/swift")"
+}
+
+# named_cases FILE: KUnit's cases that it names, as "KUnit `one`, `other`"
+named_cases() {
+	grep -oE "KUnit('s)? \`[a-z0-9_]+\`(, \`[a-z0-9_]+\`)*" "$1" | grep -oE '`[a-z0-9_]+`' | tr -d '`' | sort -u
+}
+
+# written_cases DIRECTORY: those of the patches below it
+written_cases() {
+	find "$1" -name '*.patch' -exec sed -nE 's/^\+\tKUNIT_CASE(_SLOW)?\(([a-z0-9_]+)\),$/\2/p' {} + | sort -u
+}
+
+# named_suites FILE: the guest's suites that it names, as "guest suites "One", "Other" (...)"
+named_suites() {
+	grep -oE '[Gg]uest suites? "[^|]*' "$1" | grep -oE '"[^"]*"' | sort -u
+}
+
+# written_suites DIRECTORY: those of Swift Testing below it
+written_suites() {
+	find "$1" -name '*.swift' -exec cat {} + | tr '\n' ' ' | grep -oE '@Suite\( *"[^"]*"' |
+		sed -E 's/^@Suite\( *//' | sort -u
+}
+
+test_each_test_of_what_operations_do_is_there() {
+	local file=$SOURCE_ROOT/docs/semantics.md cases suites
+	cases=$(named_cases "$file" | wc -l)
+	suites=$(named_suites "$file" | wc -l)
+	echo "$cases cases and $suites suites are named"
+	[ "$cases" -ge 25 ]
+	[ "$suites" -ge 8 ]
+	same '' "$(comm -23 <(named_cases "$file") <(written_cases "$SOURCE_ROOT/kernel-patches"))"
+	same '' "$(comm -23 <(named_suites "$file") <(written_suites "$SOURCE_ROOT/Tests/GuestTests"))"
+}
+
+test_a_case_or_suite_that_is_gone_is_found() {
+	mkdir "$WORK/there"
+	printf '%s\n' $'+\tKUNIT_CASE(a_first),' $'+\tKUNIT_CASE_SLOW(a_second),' $' \tKUNIT_CASE(of_the_base),' >"$WORK/there/1.patch"
+	printf '%s\n' '@Suite("One", .serialized)' 'struct OneTests {}' '@Suite(' '  "Two")' >"$WORK/there/Two.swift"
+	printf '%s\n' '| a | `code()` | KUnit `a_first`, `a_third` (itself); guest suites "One" (a, b), "Three" |' \
+		"KUnit's \`a_second\`; guest suite \"Two\"" >"$WORK/named.md"
+	same $'a_first\na_second\na_third' "$(named_cases "$WORK/named.md")"
+	same a_third "$(comm -23 <(named_cases "$WORK/named.md") <(written_cases "$WORK/there"))"
+	same '"Three"' "$(comm -23 <(named_suites "$WORK/named.md") <(written_suites "$WORK/there"))"
 }

@@ -115,3 +115,15 @@ test_failures_are_listed_by_name() {
 	says '1 passed, 1 failed, 0 skipped' 'FAILED T.S/bad(): 1 is not 2'
 	says_not 'FAILED a'
 }
+
+test_a_pattern_is_not_taken_for_the_directory_of_results() {
+	cd "$WORK" || return 1
+	STATUS=0
+	OUTPUT=$("$CLONE/qemu/tests/run" man/ 2>&1) || STATUS=$?
+	same 64 "$STATUS"
+	says "'man/' is a pattern, and comes second" 'Usage: qemu/tests/run [DIRECTORY [PATTERN]]'
+	[ ! -e man ]
+	# Where no test has such a name nothing runs
+	"$CLONE/qemu/tests/run" ./man/ no-such-test
+	[ -e man/tests.tsv ]
+}
