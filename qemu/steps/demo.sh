@@ -11,8 +11,8 @@ help_demo() {
 	Builds the patched kernel, the Swift package and an XDP program, boots the kernel in QEMU and
 	shows the whole path: the program tags packets, a Swift program reads the tags with recvmsg.
 	Fetches and installs what is missing. Ends with status 0 if every packet came with the right
-	values and payload. The first run takes about a quarter of an hour on two processors, a later
-	one less than a minute.
+	values and payload. The first run takes 10 to 20 minutes on two processors, a later one less
+	than a minute.
 	E
 }
 

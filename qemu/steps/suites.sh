@@ -213,8 +213,9 @@ help_test() {
 	                     faults   guest and traffic, while allocations fail
 	                   What a profile runs on is built once, in addition.
 	  --long           ten million random operations, not a hundred thousand, with a seed of their
-	                   own each time (kunit); a million packets with traits, not 20,000 (guest); a
-	                   million datagrams, not 9,600 (traffic)
+	                   own each time (kunit); a million packets with traits, not 20,000, and
+	                   60,000 changes of keys under way, not 600 (guest); a million datagrams, not
+	                   9,600 (traffic)
 
 	A run with --long prints its seed; PACKET_TRAITS_SEED=NUMBER repeats its operations.
 
