@@ -686,6 +686,9 @@ extension Guest {
         let extensions = try settled { _ in false }
         let saved = try Harbour.savedInUse()
         let (sender, receiver) = (harbour.cable.sender, harbour.cable.receiver)
+        // What nobody completes is soon over.
+        try receiver.namespace.setParameter("net/ipv4/tcp_synack_retries", "1")
+        defer { try? receiver.namespace.setParameter("net/ipv4/tcp_synack_retries", "5") }
         // Addresses to come from, and a way back to those where nobody is.
         let isIPv6 = route == .ipv6
         let hosts = (101...105).map { isIPv6 ? "fd77:1::\($0)" : "10.77.1.\($0)" }
