@@ -44,7 +44,7 @@ extension Guest {
         ("getsockopt-send", ["EFAULT", "EINVAL", "EOPNOTSUPP"]),
         ("getsockopt-save", ["EFAULT", "EINVAL", "EOPNOTSUPP"]),
         ("getsockopt-syn", ["EFAULT", "EINVAL", "EOPNOTSUPP"]),
-        ("sendmsg", ["EPERM", "ENOENT", "EFAULT", "EINVAL"]), ("sendmmsg", ["EPERM", "EINVAL"]),
+        ("sendmsg", ["EPERM", "ENOENT", "EFAULT", "EINVAL", "ENOSPC"]), ("sendmmsg", ["EPERM", "EINVAL"]),
         ("recvmsg", ["EFAULT"]), ("recvmmsg", []), ("connect", []),
       ] {
         let counts = try #require(outcomes[call], "\(call) was not called")

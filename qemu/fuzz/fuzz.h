@@ -20,7 +20,9 @@
 #define TRAITS_SYN	4
 #endif
 
-#define KEYS		12
+/* More than one store has room for: the last ones are of 16 bytes */
+#define KEYS		18
+#define CHANGING	12
 #define ALL_KEYS	64
 #define RECORDS		80
 #define STORE		192

@@ -268,7 +268,7 @@ static void open_registry(struct netlink *netlink)
 	netlink->family = family;
 }
 
-/* Makes a key, of another size than before; it may get another number */
+/* Makes a key, most of another size than before; it may get another number */
 static int make_key(struct netlink *netlink, struct key *key)
 {
 	static const unsigned int sizes[] = { 4, 8, 16 };
@@ -278,10 +278,10 @@ static int make_key(struct netlink *netlink, struct key *key)
 	int err;
 
 	snprintf(name, sizeof(name), "fuzz.%u.%u", (unsigned int)getpid(), index);
-	key->size = sizes[(index + key->made) % 3];
-	/* The last ones merge as numbers, where they are such */
-	key->merge = index >= 8 && key->size < 16 ? TRAITS_MERGE_MIN + index - 8 : index % (TRAITS_MERGE_LAST + 1);
-	key->flags = index / 3 | (index % 2 ? TRAITS_KEY_FLAGS_CROSS_NETNS : 0);
+	key->size = index < CHANGING ? sizes[(index + key->made) % 3] : 16;
+	/* Four merge as numbers, where they are such */
+	key->merge = index >= 8 && index < CHANGING && key->size < 16 ? TRAITS_MERGE_MIN + index - 8 : index % (TRAITS_MERGE_LAST + 1);
+	key->flags = (index < CHANGING ? index : index - 6) / 3 | (index % 2 ? TRAITS_KEY_FLAGS_CROSS_NETNS : 0);
 	mnl_attr_put_strz(message, TRAITS_A_KEY_NAME, name);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_SIZE, key->size);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_FLAGS, key->flags);
@@ -785,7 +785,7 @@ static void get(struct thread *thread, struct slot *slot, int name)
 /* Names of options that there are none of */
 static void other_option(struct thread *thread, struct slot *slot, bool set)
 {
-	static const int names[] = { 0, 5, 6, -1, INT32_MIN, INT32_MAX };
+	static const int names[] = { 0, TRAITS_SYN, 5, -1, INT32_MIN, INT32_MAX };
 	uint8_t value[64] = {}, before[64] = {};
 	int name = names[below(thread, 6)], err, expected = receives(slot->kind) ? ENOPROTOOPT : EOPNOTSUPP;
 	socklen_t len = below(thread, sizeof(value));

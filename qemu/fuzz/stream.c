@@ -362,6 +362,28 @@ static bool all_sure(struct stream *stream, uint64_t first, uint64_t last)
 	return true;
 }
 
+/* Is there room in one store for all that is under way of the keys in @mask? If not, what the kernel
+ * has joined already decides what else may be added.
+ */
+static bool all_fit(struct stream *stream, uint64_t mask)
+{
+	unsigned int i, size = 0;
+	uint64_t number, seen = 0;
+
+	for (number = stream->epoch; number < stream->count; number++) {
+		const struct sent *sent = &write_of(stream, number)->sent;
+
+		for (i = 0; i < sent->count; i++) {
+			uint64_t bit = 1ULL << sent->traits[i].id;
+
+			if (mask & bit & ~seen)
+				size += sent->traits[i].size;
+			seen |= bit;
+		}
+	}
+	return size <= STORE;
+}
+
 /* Did somebody join these writes with others, so that this is what became of them? */
 static bool can_be(struct stream *stream, uint64_t first, uint64_t last, uint64_t mask, const struct control *control)
 {
@@ -402,7 +424,7 @@ static void look_at_read(struct thread *thread, struct slot *slot, const struct 
 	for (last = first; write_of(stream, last)->end < stream->read + len; last++)
 		;
 	/* Some may have been joined by other rules, or without their traits */
-	if (stream->dirty || !all_sure(stream, first, last))
+	if (stream->dirty || !all_sure(stream, first, last) || !all_fit(stream, slot->mask))
 		return;
 	for (number = first; number <= last; number++) {
 		join(&joined, write_of(stream, number), slot->mask, true);
@@ -441,7 +463,8 @@ static void look_at_end(struct thread *thread, struct slot *slot, size_t len, si
 
 	while (write_of(stream, number)->end < end)
 		number++;
-	if (number + 1 < stream->count && (stream->dirty || !all_sure(stream, number, number + 1)))
+	if (number + 1 < stream->count &&
+	    (stream->dirty || !all_sure(stream, number, number + 1) || !all_fit(stream, slot->mask)))
 		return;
 	if (!stops || write_of(stream, number)->end != end || number + 1 == stream->count ||
 	    join_all(&joined, stream, number, number + 1, slot->mask))
