@@ -183,6 +183,7 @@ struct TraitctlTests {
     #expect(refused.status == 1)
     #expect(refused.output.isEmpty)
     #expect(refused.errors == "traitctl: there is no connection to \(local): Connection refused\n")
+  }
 
   @Test("prints flags that it does not know as a number")
   func unknownFlags() throws {
