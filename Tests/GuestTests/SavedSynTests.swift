@@ -572,7 +572,9 @@ extension Guest {
           let second = try harbour.listener([ids[2]], isShared: true)
           first.close()
           if stage == .resumed {
-            for _ in 0..<1000 where try harbour.counter("TCPMigrateReqSuccess") == moved { usleep(10_000) }
+            // Not for ever: the request ends after half a minute.
+            let end = ContinuousClock.now + .seconds(20)
+            while try harbour.counter("TCPMigrateReqSuccess") == moved, ContinuousClock.now < end { usleep(10_000) }
           }
           try program.program.detach()
           // One that has no values: nothing else can be shown.
@@ -620,7 +622,8 @@ extension Guest {
           try client.beginConnecting(to: try harbour.destination)
           return client
         }
-        for _ in 0..<500 where try Harbour.savedInUse() < before + 20 { usleep(10_000) }
+        let end = ContinuousClock.now + .seconds(20)
+        while try Harbour.savedInUse() < before + 20, ContinuousClock.now < end { usleep(10_000) }
         #expect(try Harbour.savedInUse() >= before + 20)
         listener.close()
         for client in clients + waiting { client.close() }

@@ -620,43 +620,6 @@ extension Guest {
       }
     }
 
-    @Test(
-      "what comes while the socket is locked is joined by policy as well", arguments: [Route.ipv4, .ipv6])
-    func backlog(route: Route) throws {
-      let cable = try suiteCable()
-      guard !Guest.storesMayFail else { return }
-      for merge in [MergePolicy.exact, .last, .drop] {
-        try Guest.withKeys([.bytes8], merge: merge) { ids in
-          let stream = try WrittenStream(cable, route, ids)
-          let table = try tagging(cable, route, [(ids[0], .bytes8)], [[1], [1], [2], [2]])
-          let server = stream.server!
-          let before = try stream.counter("TCPBacklogCoalesce")
-          var rounds = 0
-          var position = 0
-          // Options are set under the lock: sooner or later segments come meanwhile.
-          while try stream.counter("TCPBacklogCoalesce") == before, rounds < 400 {
-            rounds += 1
-            try repeating {
-              try server.setReceivedTraits(TraitMask(ids))
-              var room = [UInt8](repeating: 0, count: 1)
-              _ = recv(server.rawValue, &room, 0, Int32(MSG_PEEK | MSG_DONTWAIT))
-            } during: { _ in
-              for row in 0..<4 { try stream.send(Self.segment(row), at: position + row * Self.length) }
-            }
-            position += 400
-            try stream.await(400)
-            let reads: [(ClosedRange<Int>, UInt8?)] =
-              merge == .exact ? [(0...1, 1), (2...3, 2)] : [(0...3, merge == .last ? 2 : nil)]
-            for (rows, value) in reads {
-              try expect(
-                try Guest.arrival(server), rows.flatMap { Self.segment($0) }, try Self.traits(ids[0], value))
-            }
-          }
-          try table.program.detach()
-        }
-      }
-    }
-
     @Test("under memory pressure segments are collapsed by policy", arguments: Route.allCases)
     func collapsed(route: Route) throws {
       let cable = try suiteCable()
