@@ -109,12 +109,14 @@ private final class TracedStream {
     // SO_RCVBUFFORCE: what is not read yet must not be lost.
     try Self.option(tap, SOL_SOCKET, 33, 64 << 20)
     let family = route == .ipv4 ? InternetAddress.Family.ipv4 : .ipv6
-    listener = try Self.socket(cable.receiver.namespace, route == .ipv4 ? AF_INET : AF_INET6)
-    try Self.call("bind", .any(family, port: Guest.port)) { bind(listener.rawValue, $0, $1) }
+    let server = try Self.socket(cable.receiver.namespace, route == .ipv4 ? AF_INET : AF_INET6)
+    listener = server
+    try Self.call("bind", .any(family, port: Guest.port)) { bind(server.rawValue, $0, $1) }
     // TCP_FASTOPEN: requests that may wait, which come with data.
-    try Self.option(listener, Int32(IPPROTO_TCP), 23, 4)
-    guard listen(listener.rawValue, 4) == 0 else { throw LabError("listen: \(Errno(rawValue: errno))") }
-    client = try Self.socket(cable.sender.namespace, route == .ipv6 ? AF_INET6 : AF_INET)
+    try Self.option(server, Int32(IPPROTO_TCP), 23, 4)
+    guard listen(server.rawValue, 4) == 0 else { throw LabError("listen: \(Errno(rawValue: errno))") }
+    let client = try Self.socket(cable.sender.namespace, route == .ipv6 ? AF_INET6 : AF_INET)
+    self.client = client
     // TCP_NODELAY: what is written goes out at once.
     try Self.option(client, Int32(IPPROTO_TCP), 1, 1)
     try Guest.insisting { try client.setSentTraits(sticky) }
@@ -157,18 +159,25 @@ private final class TracedStream {
     #expect(count == bytes.count)
   }
 
+  /// The frame that came next, or nil if none did.
+  private func nextFrame() throws -> (bytes: [UInt8], traits: Traits)? {
+    var batch = ReceiveBatch(capacity: 1, payloadCapacity: Self.maximumRead)
+    var isThere = true
+    do {
+      try tap.receiveMessages(into: &batch, flags: .doNotWait)
+    } catch {
+      guard error == .wouldBlock else { throw error }
+      isThere = false
+    }
+    return isThere ? (batch.payload(at: 0), try batch.datagram(at: 0).traits) : nil
+  }
+
   /// The segment that came next, or nil if none did.
   private func next() throws -> Segment? {
-    while true {
-      var batch = ReceiveBatch(capacity: 1, payloadCapacity: Self.maximumRead)
-      do {
-        try tap.receiveMessages(into: &batch, flags: .doNotWait)
-      } catch Errno.wouldBlock {
-        return nil
-      }
-      let traits = try batch.datagram(at: 0).traits
-      if let segment = Segment(frame: batch.payload(at: 0), traits: traits, begin: &begin) { return segment }
+    while let frame = try nextFrame() {
+      if let segment = Segment(frame: frame.bytes, traits: frame.traits, begin: &begin) { return segment }
     }
+    return nil
   }
 
   /// What came so far and was not looked at before.
@@ -801,18 +810,22 @@ extension Guest {
         }
         expectRefused(.noSpace, "too many, alone", [(1, ids.flatMap { record($0, 16) })])
         // A message of another level that is wrong is wrong in the old way.
-        var control = ControlData()
-        control.append(level: .socket, type: .init(rawValue: SO_MARK), UInt32(1))
+        var marked = ControlData()
+        marked.append(level: .socket, type: .init(rawValue: SO_MARK), UInt32(1))
+        let bytes = Self.stream(10)
+        let (client, mark) = (line.client, marked)
         try asUser(65534) {
           #expect(throws: Errno.invalidArgument) {
-            try line.client.sendMessage(Self.stream(10).span.bytes, control: control)
+            try client.sendMessage(bytes.span.bytes, control: mark)
           }
+          return
         }
-        control = ControlData()
-        control.append(try Traits([(ids[0], value(2))]))
-        control.append(level: .socket, type: .init(rawValue: 99), UInt32(1))
+        var unknown = ControlData()
+        unknown.append(try Traits([(ids[0], value(2))]))
+        unknown.append(level: .socket, type: .init(rawValue: 99), UInt32(1))
+        let beside = unknown
         #expect(throws: Errno.invalidArgument) {
-          try line.client.sendMessage(Self.stream(10).span.bytes, control: control)
+          try client.sendMessage(bytes.span.bytes, control: beside)
         }
         #expect(try line.segmentsSoFar().allSatisfy { $0.payload.isEmpty })
         // Of keys that are there already it may have others.
