@@ -50,8 +50,9 @@
  *
  * SCM_TRAITS: an array of struct trait. From recvmsg() in key order; absent if
  * the datagram has none of the keys asked for, never cut short: whole, or
- * MSG_CTRUNC. To sendmsg() in any order: traits of this datagram alone, beside
- * those of TRAITS_SEND and instead of those with the same key.
+ * MSG_CTRUNC. To sendmsg() in any order: traits of this datagram alone, or of
+ * these bytes of a TCP stream, beside those of TRAITS_SEND and instead of those
+ * with the same key.
  */
 #define SCM_TRAITS		1
 

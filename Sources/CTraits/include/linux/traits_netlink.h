@@ -41,8 +41,8 @@ enum traits_key_flags {
  * @TRAITS_MERGE_LAST: The value of the last packet, in order of the data, that
  *   has one.
  * @TRAITS_MERGE_MIN: The smallest value, as unsigned integers in native byte
- *   order, of those that there are. Not for values of 16 bytes, nor are those
- *   that follow.
+ *   order, of those that there are. This and the following policies are for
+ *   keys of 4 and 8 bytes only.
  * @TRAITS_MERGE_MAX: The largest value of those that there are.
  * @TRAITS_MERGE_OR: All bits that are set in one of the values that there are.
  * @TRAITS_MERGE_AND: All bits that are set in all values that there are.
