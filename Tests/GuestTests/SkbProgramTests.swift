@@ -489,7 +489,6 @@ extension Guest {
       ("xdp_as_classifier", "calling kernel function bpf_skb_trait_set is not allowed"),
       ("xdp_gets_as_classifier", "calling kernel function bpf_skb_trait_get is not allowed"),
       ("classifier_traces", "calling kernel function bpf_trace_skb_trait_get is not allowed"),
-      ("route_gets", "calling kernel function bpf_skb_trait_get is not allowed"),
       ("trace_gets_as_classifier", "calling kernel function bpf_skb_trait_get is not allowed"),
       ("choice_as_classifier", "calling kernel function bpf_skb_trait_get is not allowed"),
       ("choice_as_callback", "calling kernel function bpf_sock_ops_trait_get is not allowed"),

@@ -71,14 +71,6 @@ int classifier_traces(struct __sk_buff *skb)
 	return bpf_trace_skb_trait_get((void *)skb, 0, &value, sizeof(value), 0);
 }
 
-SEC("lwt_in")
-int route_gets(struct __sk_buff *skb)
-{
-	__u64 value;
-
-	return bpf_skb_trait_get(skb, 0, &value, sizeof(value), 0);
-}
-
 SEC("tp_btf/netif_receive_skb")
 int trace_gets_as_classifier(__u64 *arguments)
 {
@@ -239,12 +231,13 @@ int packet_of_a_socket(struct bpf_sock_addr *address)
 SEC("iter/tcp")
 int packet_of_an_iterator(struct bpf_iter__tcp *iterator)
 {
+	struct sock_common *sk = iterator->sk_common;
 	struct tcp_sock *tcp;
 	__u64 value;
 
-	if (!iterator->sk_common)
+	if (!sk)
 		return 0;
-	tcp = bpf_skc_to_tcp_sock(iterator->sk_common);
+	tcp = bpf_skc_to_tcp_sock(sk);
 	if (tcp)
 		bpf_trace_skb_trait_get(tcp->highest_sack, 0, &value,
 					sizeof(value), 0);
