@@ -208,15 +208,21 @@ private struct Harbour {
 
   /// A counter of the receiver's namespace, as nstat(8) names it.
   func counter(_ name: String) throws -> UInt64 {
-    let text = try cable.receiver.namespace.run { try Command.require("cat", "/proc/thread-self/net/netstat") }
-    let lines = text.split(separator: "\n").filter { $0.hasPrefix("TcpExt:") }.map { $0.split(separator: " ") }
+    let text = try cable.receiver.namespace.run {
+      try Command.require("cat", "/proc/thread-self/net/netstat")
+    }
+    let lines = text.split(separator: "\n").filter { $0.hasPrefix("TcpExt:") }.map {
+      $0.split(separator: " ")
+    }
     try #require(lines.count == 2 && lines[0].count == lines[1].count)
     let index = try #require(lines[0].firstIndex { $0 == name })
     return try #require(UInt64(lines[1][index]))
   }
 
   /// Sets a parameter of the receiver's namespace for as long as `body` runs.
-  func with<Value>(_ parameter: String, _ value: Int, instead: Int, _ body: () throws -> Value) throws -> Value {
+  func with<Value>(_ parameter: String, _ value: Int, instead: Int, _ body: () throws -> Value) throws
+    -> Value
+  {
     let namespace = cable.receiver.namespace
     try namespace.setParameter("net/ipv4/" + parameter, "\(value)")
     defer { try? namespace.setParameter("net/ipv4/" + parameter, "\(instead)") }
@@ -339,7 +345,9 @@ extension Guest {
           #expect(status == EINVAL, "\(length) bytes")
         }
         let nowhere = UnsafeRawPointer(bitPattern: 8)
-        #expect(StreamSocket.attempt { setsockopt(listener.raw, SOL_TRAITS, TRAITS_SAVE_SYN, nowhere, 8) } == EFAULT)
+        #expect(
+          StreamSocket.attempt { setsockopt(listener.raw, SOL_TRAITS, TRAITS_SAVE_SYN, nowhere, 8) } == EFAULT
+        )
         let free = try Guest.freeKey()
         #expect(throws: Errno.noSuchFileOrDirectory) { try listener.keep([ids[0], free]) }
         #expect(try listener.kept() == TraitMask(ids))
@@ -361,7 +369,9 @@ extension Guest {
         for room in [0, 1, 24, 71, 72, 73, 100] {
           var bytes = [UInt8](repeating: 0xee, count: 101)
           var length = socklen_t(room)
-          let status = StreamSocket.attempt { getsockopt(accepted.raw, SOL_TRAITS, TRAITS_SYN, &bytes, &length) }
+          let status = StreamSocket.attempt {
+            getsockopt(accepted.raw, SOL_TRAITS, TRAITS_SYN, &bytes, &length)
+          }
           // No room at all is the question for the length.
           #expect(status == (room == 0 || room >= 72 ? 0 : EINVAL), "\(room) bytes of room")
           #expect(length == 72)
@@ -371,7 +381,8 @@ extension Guest {
         }
         var length = socklen_t(100)
         let wrong = UnsafeMutableRawPointer(bitPattern: 8)
-        #expect(StreamSocket.attempt { getsockopt(accepted.raw, SOL_TRAITS, TRAITS_SYN, wrong, &length) } == EFAULT)
+        #expect(
+          StreamSocket.attempt { getsockopt(accepted.raw, SOL_TRAITS, TRAITS_SYN, wrong, &length) } == EFAULT)
         // It cannot be set, as other options that can only be read.
         for socket in [listener, accepted] {
           let status = StreamSocket.attempt { setsockopt(socket.raw, SOL_TRAITS, TRAITS_SYN, right, 72) }
@@ -559,7 +570,8 @@ extension Guest {
     }
 
     @Test(
-      "a connection that moves to another listener keeps what the first one asked for", arguments: Route.allCases,
+      "a connection that moves to another listener keeps what the first one asked for",
+      arguments: Route.allCases,
       Stage.asked)
     func migration(route: Route, stage: Stage) throws {
       try withProgram(route, dropsOthers: stage != .queued) { harbour, ids, program in
@@ -574,7 +586,9 @@ extension Guest {
           if stage == .resumed {
             // Not for ever: the request ends after half a minute.
             let end = ContinuousClock.now + .seconds(20)
-            while try harbour.counter("TCPMigrateReqSuccess") == moved, ContinuousClock.now < end { usleep(10_000) }
+            while try harbour.counter("TCPMigrateReqSuccess") == moved, ContinuousClock.now < end {
+              usleep(10_000)
+            }
           }
           try program.program.detach()
           // One that has no values: nothing else can be shown.
@@ -588,7 +602,9 @@ extension Guest {
       }
     }
 
-    @Test("connections have what that listener of several asked for which accepts them", arguments: Route.allCases)
+    @Test(
+      "connections have what that listener of several asked for which accepts them", arguments: Route.allCases
+    )
     func shared(route: Route) throws {
       try withProgram(route) { harbour, ids, program in
         let masks: [[TraitID?]] = [[ids[0], nil, nil], [nil, ids[1], ids[2]]]
@@ -608,7 +624,9 @@ extension Guest {
       }
     }
 
-    @Test("a listener that is closed leaves nothing of connections that nobody accepted", arguments: Route.allCases)
+    @Test(
+      "a listener that is closed leaves nothing of connections that nobody accepted",
+      arguments: Route.allCases)
     func pending(route: Route) throws {
       // withProgram() sees to it that nothing is left.
       try withProgram(route) { harbour, ids, program in
@@ -697,7 +715,9 @@ extension Guest {
         let hosts = (101...105).map { isIPv6 ? "fd77:1::\($0)" : "10.77.1.\($0)" }
         let length = isIPv6 ? "64" : "24"
         try sender.namespace.ip(
-          lines: hosts.map { "address add \($0)/\(length) dev \(sender.interface)" + (isIPv6 ? " nodad" : "") })
+          lines: hosts.map {
+            "address add \($0)/\(length) dev \(sender.interface)" + (isIPv6 ? " nodad" : "")
+          })
         try receiver.namespace.ip(lines: [
           isIPv6 ? "route add fd99::/64 via \(sender.ipv6)" : "route add 10.99.0.0/16 via \(sender.ipv4)"
         ])
@@ -754,7 +774,9 @@ extension Guest {
       }
     }
 
-    @Test("connections come and go while the mask and keys change, and leave nothing", arguments: [Route.ipv4, .ipv6])
+    @Test(
+      "connections come and go while the mask and keys change, and leave nothing",
+      arguments: [Route.ipv4, .ipv6])
     func changing(route: Route) throws {
       try withProgram(route) { harbour, ids, program in
         let listener = try harbour.listener(ids)

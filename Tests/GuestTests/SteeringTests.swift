@@ -93,12 +93,16 @@ private func expect(
   for (sink, isIts) in sinks {
     var came: [UInt32] = []
     let right = numbers.filter { isIts(kind($0)) }
-    for _ in right { came.append(try #require(try sink.number(waiting: true), sourceLocation: sourceLocation)) }
+    for _ in right {
+      came.append(try #require(try sink.number(waiting: true), sourceLocation: sourceLocation))
+    }
     while let more = try sink.number(waiting: false) { came.append(more) }
     #expect(came == right, "\(sink.name)", sourceLocation: sourceLocation)
     let kinds = Set(came.map(kind)).sorted().map(text).joined(separator: ", ")
     let list = came.map(String.init).joined(separator: " ")
-    print("steering: \(place), UDP, \(route.rawValue): \(sink.name) got \(list.isEmpty ? "nothing" : "\(list) (\(kinds))")")
+    print(
+      "steering: \(place), UDP, \(route.rawValue): \(sink.name) got \(list.isEmpty ? "nothing" : "\(list) (\(kinds))")"
+    )
   }
 }
 
@@ -224,7 +228,9 @@ extension Guest {
           others += came.filter { kind($0) == SteeringProgram.noClass }
           let own = came.filter { kind($0) != SteeringProgram.noClass }
           #expect(own == numbers.filter { kind($0) == number && number != SteeringProgram.noClass })
-          print("steering: sk_reuseport, UDP, \(route.rawValue): \(sink.name) got \(came.map(String.init).joined(separator: " "))")
+          print(
+            "steering: sk_reuseport, UDP, \(route.rawValue): \(sink.name) got \(came.map(String.init).joined(separator: " "))"
+          )
         }
         #expect(others == numbers.filter { kind($0) == SteeringProgram.noClass })
       }
@@ -246,7 +252,9 @@ extension Guest {
           let asked = group.filter(isAsked).map(\.name)
           #expect(asked == ["listener \(wanted)"])
           let accepted = try group[Int(wanted)].accept()
-          print("steering: sk_reuseport, TCP, \(route.rawValue): SYN of class \(wanted): \(asked.joined(separator: ", "))")
+          print(
+            "steering: sk_reuseport, TCP, \(route.rawValue): SYN of class \(wanted): \(asked.joined(separator: ", "))"
+          )
           try expectPassage(client, accepted)
         }
         // Without a class there is a listener, too.
@@ -297,7 +305,9 @@ extension Guest {
           let client = try connect(cable, route, wanted)
           let asked = all.filter(isAsked).map(\.name)
           #expect(asked == [all[Int(wanted)].name])
-          print("steering: tc, bpf_sk_assign(), TCP, \(route.rawValue): SYN \(text(wanted)): \(asked.joined(separator: ", "))")
+          print(
+            "steering: tc, bpf_sk_assign(), TCP, \(route.rawValue): SYN \(text(wanted)): \(asked.joined(separator: ", "))"
+          )
           try expectPassage(client, try all[Int(wanted)].accept())
         }
         try assign.detach()
@@ -341,7 +351,8 @@ extension Guest {
           let accepted = try listener.accept()
           var priority: Int32 = -1
           var length: socklen_t = 4
-          try #require(getsockopt(accepted.descriptor.rawValue, SOL_SOCKET, SO_PRIORITY, &priority, &length) == 0)
+          try #require(
+            getsockopt(accepted.descriptor.rawValue, SOL_SOCKET, SO_PRIORITY, &priority, &length) == 0)
           #expect(priority == (wanted == SteeringProgram.noClass ? 0 : 1 + Int32(wanted)))
           let with = cookies == 2 ? " with a cookie" : ""
           print("steering: sock_ops\(with), \(route.rawValue): SYN \(text(wanted)): priority \(priority)")
@@ -359,7 +370,9 @@ extension Guest {
         let others = try (0..<3 as Range<UInt16>).map { number in
           let other = try Sink("socket \(number)", namespace, route, port: 5100 + number)
           // One that is connected can be given something.
-          let host = route == .mapped ? "::ffff:\(cable.sender.ipv4)" : route == .ipv6 ? cable.sender.ipv6 : cable.sender.ipv4
+          let host =
+            route == .mapped
+            ? "::ffff:\(cable.sender.ipv4)" : route == .ipv6 ? cable.sender.ipv6 : cable.sender.ipv4
           try other.connect(to: try #require(InternetAddress(host, port: 9)))
           return other
         }
@@ -397,7 +410,8 @@ extension Guest {
       }
     }
 
-    @Test("an interface's own program takes a frame from a devmap or drops it", arguments: [Route.ipv4, .ipv6])
+    @Test(
+      "an interface's own program takes a frame from a devmap or drops it", arguments: [Route.ipv4, .ipv6])
     func devmap(route: Route) throws {
       let cable = try suiteCable()
       try Guest.withKeys([.bytes4]) { ids in
@@ -433,7 +447,10 @@ extension Guest {
             // Class 1 is nobody's.
             try expect(
               "cpumap", route,
-              [(own, { $0 == 0 || $0 == SteeringProgram.noClass }), (right, { $0 == 2 }), (left, { _ in false })])
+              [
+                (own, { $0 == 0 || $0 == SteeringProgram.noClass }), (right, { $0 == 2 }),
+                (left, { _ in false }),
+              ])
             try hand.detach()
           }
         }
@@ -442,7 +459,9 @@ extension Guest {
 
     // MARK: Routes and firewalls
 
-    @Test("a rule chooses the routing table, by the mark that tc makes of the class", arguments: [Route.ipv4, .ipv6])
+    @Test(
+      "a rule chooses the routing table, by the mark that tc makes of the class",
+      arguments: [Route.ipv4, .ipv6])
     func rule(route: Route) throws {
       try classifying { cable, configuration in
         try Fork.with(cable) { fork in

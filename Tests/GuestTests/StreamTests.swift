@@ -39,7 +39,9 @@ private final class Stream {
     address.append(native: port.bigEndian)
     let v4 = try host.map { try bytes(of: $0) } ?? [0, 0, 0, 0]
     guard family == AF_INET6 else { return address + v4 + [UInt8](repeating: 0, count: 8) }
-    let v6 = try host.map { $0.contains(":") ? try bytes(of: $0) : [UInt8](repeating: 0, count: 10) + [255, 255] + v4 }
+    let v6 = try host.map {
+      $0.contains(":") ? try bytes(of: $0) : [UInt8](repeating: 0, count: 10) + [255, 255] + v4
+    }
     return address + [0, 0, 0, 0] + (v6 ?? [UInt8](repeating: 0, count: 16)) + [0, 0, 0, 0]
   }
 
@@ -144,7 +146,8 @@ private struct SegmentCounter {
       let found = try self.with.results().steps.dropFirst()
       #expect(found.map(\.status) == values.map { Int32($0.1.count) }, sourceLocation: sourceLocation)
       #expect(
-        zip(found, values).allSatisfy { Array($0.value.prefix($1.1.count)) == $1.1 }, sourceLocation: sourceLocation)
+        zip(found, values).allSatisfy { Array($0.value.prefix($1.1.count)) == $1.1 },
+        sourceLocation: sourceLocation)
     }
   }
 
@@ -161,7 +164,8 @@ extension Guest {
     private func withValues(
       _ count: Int, _ body: (_ out: [(TraitID, [UInt8])], _ back: [(TraitID, [UInt8])]) throws -> Void
     ) throws {
-      try Guest.withKeys([TraitSize](repeating: .bytes16, count: count), flags: .crossesNetworkNamespaces) { out in
+      try Guest.withKeys([TraitSize](repeating: .bytes16, count: count), flags: .crossesNetworkNamespaces) {
+        out in
         try Guest.withKeys([TraitSize](repeating: .bytes16, count: count), flags: .crossesNetworkNamespaces) {
           try body(distinct(out), distinct($0).map { ($0, $1.reversed()) })
         }
@@ -169,7 +173,8 @@ extension Guest {
     }
 
     @Test(
-      "each segment has its socket's traits, from the SYN to the last acknowledgment", arguments: Route.allCases,
+      "each segment has its socket's traits, from the SYN to the last acknowledgment",
+      arguments: Route.allCases,
       [1, 12])
     func segments(route: Route, count: Int) throws {
       let cable = try suiteCable()
@@ -233,7 +238,8 @@ extension Guest {
         var off = linger(l_onoff: 1, l_linger: 0)
         setsockopt(stream.client.rawValue, SOL_SOCKET, SO_LINGER, &off, socklen_t(MemoryLayout<linger>.size))
         // The descriptor stays, and the connection goes.
-        var nowhere = sockaddr(sa_family: sa_family_t(AF_UNSPEC), sa_data: (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+        var nowhere = sockaddr(
+          sa_family: sa_family_t(AF_UNSPEC), sa_data: (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
         #expect(connect(stream.client.rawValue, &nowhere, socklen_t(MemoryLayout<sockaddr>.size)) == 0)
         var byte: UInt8 = 0
         #expect(recv(stream.server.rawValue, &byte, 1, 0) == -1)
@@ -265,7 +271,9 @@ extension Guest {
       }
     }
 
-    @Test("a removed key ends on a connection, also for the next one under its number", arguments: [Route.ipv4, .ipv6])
+    @Test(
+      "a removed key ends on a connection, also for the next one under its number",
+      arguments: [Route.ipv4, .ipv6])
     func removal(route: Route) throws {
       let cable = try suiteCable()
       try withValues(2) { out, back in
@@ -304,7 +312,9 @@ extension Guest {
       }
     }
 
-    @Test("connections come and go while traits are set, and leave nothing behind", arguments: [Route.ipv4, .ipv6])
+    @Test(
+      "connections come and go while traits are set, and leave nothing behind",
+      arguments: [Route.ipv4, .ipv6])
     func many(route: Route) throws {
       let cable = try suiteCable()
       try withValues(2) { out, back in

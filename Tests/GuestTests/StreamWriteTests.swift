@@ -100,7 +100,8 @@ private final class TracedStream {
   ///   - sticky: What the client's segments have from the SYN on.
   ///   - connects: Whether there is a connection, or the client is only about to make one.
   init(
-    _ cable: VethPair, _ route: Guest.Route, _ keys: [TraitID], sticky: Traits = Traits(), connects: Bool = true
+    _ cable: VethPair, _ route: Guest.Route, _ keys: [TraitID], sticky: Traits = Traits(),
+    connects: Bool = true
   ) throws {
     self.cable = cable
     self.route = route
@@ -216,7 +217,8 @@ private final class TracedStream {
     var covered = start
     for segment in segments.filter({ !$0.payload.isEmpty }).sorted(by: { $0.offset < $1.offset }) {
       let range = segment.range
-      try #require(range.lowerBound >= start && range.upperBound <= start + stream.count && range.lowerBound <= covered)
+      try #require(
+        range.lowerBound >= start && range.upperBound <= start + stream.count && range.lowerBound <= covered)
       #expect(segment.payload == Array(stream[(range.lowerBound - start)..<(range.upperBound - start)]))
       covered = max(covered, range.upperBound)
     }
@@ -257,7 +259,8 @@ extension Guest {
 
     /// Keys that cross to the other end of the cable.
     private func withKeys(
-      _ count: Int, merge: MergePolicy = .exact, size: TraitSize = .bytes16, _ body: ([TraitID]) throws -> Void
+      _ count: Int, merge: MergePolicy = .exact, size: TraitSize = .bytes16,
+      _ body: ([TraitID]) throws -> Void
     ) throws {
       try Guest.withKeys(
         [TraitSize](repeating: size, count: count), merge: merge, flags: .crossesNetworkNamespaces, body)
@@ -301,7 +304,8 @@ extension Guest {
     // MARK: One write
 
     @Test(
-      "each segment of a write has its traits, over those of the socket", arguments: Route.allCases, [true, false])
+      "each segment of a write has its traits, over those of the socket", arguments: Route.allCases,
+      [true, false])
     func write(route: Route, offload: Bool) throws {
       let cable = try suiteCable()
       try withKeys(3) { ids in
@@ -421,7 +425,8 @@ extension Guest {
     private static let pairs: [(UInt32?, UInt32?)] = [(1, 2), (6, 3), (1, 1), (nil, 2), (1, nil), (nil, nil)]
 
     @Test(
-      "bytes that are appended to others share a segment by each key's policy", arguments: MergePolicy.allCases,
+      "bytes that are appended to others share a segment by each key's policy",
+      arguments: MergePolicy.allCases,
       [Route.ipv4, .ipv6])
     func appended(merge: MergePolicy, route: Route) throws {
       let cable = try suiteCable()
@@ -545,7 +550,8 @@ extension Guest {
       }
     }
 
-    @Test("a write that fails changes nothing, and one without traits counts", arguments: [Route.ipv4, .ipv6])
+    @Test(
+      "a write that fails changes nothing, and one without traits counts", arguments: [Route.ipv4, .ipv6])
     func beside(route: Route) throws {
       let cable = try suiteCable()
       for merge in [MergePolicy.exact, .last, .drop] {
@@ -594,11 +600,13 @@ extension Guest {
     // MARK: Again
 
     @Test(
-      "what is sent again has its traits, over those that the socket has by then", arguments: [Route.ipv4, .ipv6])
+      "what is sent again has its traits, over those that the socket has by then",
+      arguments: [Route.ipv4, .ipv6])
     func again(route: Route) throws {
       let cable = try suiteCable()
       try withKeys(4) { ids in
-        let line = try TracedStream(cable, route, ids, sticky: try Traits([(ids[0], value(1)), (ids[1], value(1))]))
+        let line = try TracedStream(
+          cable, route, ids, sticky: try Traits([(ids[0], value(1)), (ids[1], value(1))]))
         let hole = try Hole(cable)
         let stream = Self.stream(100)
         try line.write(stream, try Traits([(ids[1], value(2)), (ids[2], value(2))]))
@@ -642,7 +650,8 @@ extension Guest {
       func setMTU(_ words: String) throws {
         let version = route == .ipv4 ? "-4" : "-6"
         let source = route == .ipv4 ? " scope link src \(sender.ipv4)" : " metric 256"
-        let line = "\(version) route replace \(network) dev \(sender.interface) proto kernel\(source) \(words)"
+        let line =
+          "\(version) route replace \(network) dev \(sender.interface) proto kernel\(source) \(words)"
         let outcome = try Command(
           ["ip", "-n", sender.namespace.name] + line.split(separator: " ").map(String.init)
         ).wait()
@@ -669,9 +678,13 @@ extension Guest {
     @Test("a SYN has the traits of the data that comes with it", arguments: Route.allCases)
     func fastOpen(route: Route) throws {
       let cable = try suiteCable()
-      for end in [cable.sender, cable.receiver] { try end.namespace.setParameter("net/ipv4/tcp_fastopen", "519") }
+      for end in [cable.sender, cable.receiver] {
+        try end.namespace.setParameter("net/ipv4/tcp_fastopen", "519")
+      }
       defer {
-        for end in [cable.sender, cable.receiver] { try? end.namespace.setParameter("net/ipv4/tcp_fastopen", "1") }
+        for end in [cable.sender, cable.receiver] {
+          try? end.namespace.setParameter("net/ipv4/tcp_fastopen", "1")
+        }
       }
       try withKeys(2) { ids in
         let sticky = try Traits([(ids[0], value(1))])
@@ -722,12 +735,17 @@ extension Guest {
 
     // MARK: Errors
 
-    @Test("traits beside what is no message at all send nothing, not even a SYN", arguments: [Route.ipv4, .ipv6])
+    @Test(
+      "traits beside what is no message at all send nothing, not even a SYN", arguments: [Route.ipv4, .ipv6])
     func malformed(route: Route) throws {
       let cable = try suiteCable()
-      for end in [cable.sender, cable.receiver] { try end.namespace.setParameter("net/ipv4/tcp_fastopen", "519") }
+      for end in [cable.sender, cable.receiver] {
+        try end.namespace.setParameter("net/ipv4/tcp_fastopen", "519")
+      }
       defer {
-        for end in [cable.sender, cable.receiver] { try? end.namespace.setParameter("net/ipv4/tcp_fastopen", "1") }
+        for end in [cable.sender, cable.receiver] {
+          try? end.namespace.setParameter("net/ipv4/tcp_fastopen", "1")
+        }
       }
       try withKeys(1) { ids in
         let line = try TracedStream(cable, route, ids, connects: false)
@@ -806,7 +824,8 @@ extension Guest {
         expectRefused(.noSpace, "too many", [(1, record(ids[12], 16))])
         #expect(throws: Errno.noSpace) {
           try line.client.sendMessage(
-            Self.stream(10).span.bytes, traits: try Traits(ids[..<11].map { ($0, value(2)) } + [(ids[12], value(2))]))
+            Self.stream(10).span.bytes,
+            traits: try Traits(ids[..<11].map { ($0, value(2)) } + [(ids[12], value(2))]))
         }
         expectRefused(.noSpace, "too many, alone", [(1, ids.flatMap { record($0, 16) })])
         // A message of another level that is wrong is wrong in the old way.
@@ -874,7 +893,8 @@ extension Guest {
 
     // MARK: Sockets above TCP
 
-    @Test("a socket that encrypts what it sends refuses them, and works as ever", arguments: [Route.ipv4, .ipv6])
+    @Test(
+      "a socket that encrypts what it sends refuses them, and works as ever", arguments: [Route.ipv4, .ipv6])
     func encrypting(route: Route) throws {
       let cable = try suiteCable()
       try withKeys(1) { ids in
@@ -886,7 +906,8 @@ extension Guest {
         cipher.append(native: UInt16(0x0303))
         cipher.append(native: UInt16(51))
         cipher += [UInt8](repeating: 7, count: 8 + 16 + 4 + 8)
-        try #require(setsockopt(line.client.rawValue, 282, 1, cipher, socklen_t(cipher.count)) == 0, "errno \(errno)")
+        try #require(
+          setsockopt(line.client.rawValue, 282, 1, cipher, socklen_t(cipher.count)) == 0, "errno \(errno)")
         let own = try Traits([(ids[0], value(1))])
         #expect(throws: Errno.invalidArgument) {
           try line.client.sendMessage(Self.stream(10).span.bytes, traits: own)
@@ -936,7 +957,8 @@ extension Guest {
         let own = try Traits([(ids[0], value(1))])
         // Not connected yet, and connected
         #expect(throws: Errno.notSupportedOnSocket) {
-          try client.sendMessage(Self.stream(10).span.bytes, traits: own, flags: MessageFlags(rawValue: 0x2000_0000))
+          try client.sendMessage(
+            Self.stream(10).span.bytes, traits: own, flags: MessageFlags(rawValue: 0x2000_0000))
         }
         try TracedStream.call("connect", address) { connect(client.rawValue, $0, $1) }
         let accepted = accept(listener.rawValue, nil, nil)
