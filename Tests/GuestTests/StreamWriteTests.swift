@@ -508,7 +508,7 @@ extension Guest {
       let cable = try suiteCable()
       try withKeys(1, merge: merge, size: .bytes4) { ids in
         // 2: the size of segments is found by trying larger ones, from small ones on.
-        for probing in ["0", "2"] {
+        for probing in route == .ipv4 ? ["0", "2"] : ["0"] {
           try withParameter(cable.sender, "net/ipv4/tcp_mtu_probing", probing, "0") {
             try withOffload(cable, probing == "0") {
               let line = try TracedStream(cable, route, ids)
