@@ -42,7 +42,13 @@ enum Card: String, CaseIterable, CustomTestStringConvertible, Sendable {
 
   /// Both cards, in namespaces of their own, to where they come back from afterwards.
   func with(_ body: (VethPair) throws -> Void) throws {
-    let interfaces = try #require(try interfaces(), "the machine has no two cards of \(rawValue)")
+    // They come back some time after the namespaces of the test before were removed.
+    var found = try interfaces()
+    for _ in 0..<200 where found == nil {
+      usleep(50_000)
+      found = try interfaces()
+    }
+    let interfaces = try #require(found, "the machine has no two cards of \(rawValue)")
     let sending = try NetworkNamespace("sender")
     defer { sending.remove() }
     let receiving = try NetworkNamespace("receiver")
