@@ -40,15 +40,20 @@ enum Card: String, CaseIterable, CustomTestStringConvertible, Sendable {
     (GuestCondition.isAsked && card != .igb) || ((try? card.interfaces()) ?? nil) != nil
   }
 
-  /// Both cards, in namespaces of their own, to where they come back from afterwards.
-  func with(_ body: (VethPair) throws -> Void) throws {
-    // They come back some time after the namespaces of the test before were removed.
+  /// The cards by their names, as soon as both are there: they come back some time after the
+  /// namespaces of the test before were removed.
+  func awaitInterfaces() throws -> [String] {
     var found = try interfaces()
     for _ in 0..<200 where found == nil {
       usleep(50_000)
       found = try interfaces()
     }
-    let interfaces = try #require(found, "the machine has no two cards of \(rawValue)")
+    return try #require(found, "the machine has no two cards of \(rawValue)")
+  }
+
+  /// Both cards, in namespaces of their own, to where they come back from afterwards.
+  func with(_ body: (VethPair) throws -> Void) throws {
+    let interfaces = try awaitInterfaces()
     let sending = try NetworkNamespace("sender")
     defer { sending.remove() }
     let receiving = try NetworkNamespace("receiver")
@@ -74,7 +79,8 @@ extension Guest {
   @Suite("Drivers that hand traits over")
   struct DriverTests {
     @Test(
-      "what XDP sets in a driver arrives, without any copy", arguments: Card.asked(of: Card.present), [Route.ipv4, .ipv6])
+      "what XDP sets in a driver arrives, without any copy", arguments: Card.asked(of: Card.present),
+      [Route.ipv4, .ipv6])
     func card(card: Card, route: Route) throws {
       try card.with { wire in
         try Guest.withKeys([TraitSize](repeating: .bytes16, count: 12)) { ids in
@@ -124,7 +130,8 @@ extension Guest {
       }
     }
 
-    @Test("what a program sets in a driver follows the packet where it is redirected", arguments: Card.present)
+    @Test(
+      "what a program sets in a driver follows the packet where it is redirected", arguments: Card.present)
     func redirected(card: Card) throws {
       try card.with { wire in
         let behind = try NetworkNamespace("behind")

@@ -16,7 +16,7 @@ struct WireTrait: SuiteTrait, TestScoping {
   func provideScope(
     for test: Test, testCase: Test.Case?, performing function: () async throws -> Void
   ) async throws {
-    let interfaces = try #require(try Card.virtio.interfaces(), "the machine has no two cards with a hub")
+    let interfaces = try Card.virtio.awaitInterfaces()
     // With the namespaces the cards come back to where they were.
     let sending = try NetworkNamespace("sender")
     defer { sending.remove() }
@@ -59,7 +59,9 @@ extension Guest {
         try outbox.send(payload, to: try wire.destination(route))
         #expect(try inbox.arrival().payload == payload)
         let plain = try frame(payload)
-        for (sticky, own) in [(sample.traits, Traits()), (Traits(), sample.traits), (sample.others, sample.traits)] {
+        for (sticky, own) in [
+          (sample.traits, Traits()), (Traits(), sample.traits), (sample.others, sample.traits),
+        ] {
           try Guest.insisting { try outbox.setSentTraits(sticky) }
           _ = try Guest.insisting {
             try outbox.send(payload.span.bytes, to: try wire.destination(route), traits: own)
