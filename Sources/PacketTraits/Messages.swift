@@ -130,7 +130,7 @@ extension FileDescriptor {
   ///   open to all and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW`
   ///   over the socket's network namespace (in the initial user namespace, for
   ///   a key that crosses network namespaces); `EOPNOTSUPP` if the socket is
-  ///   of none of UDP, UDP-Lite, raw and ICMP ("ping") over IPv4 or IPv6, and no
+  ///   of none of UDP, UDP-Lite, raw, ICMP ("ping") and TCP over IPv4 or IPv6, and no
   ///   packet socket; `ENOPROTOOPT` if this kernel has no packet traits.
   public func setReceivedTraits(_ mask: TraitMask) throws(Errno) {
     try setMask(.received, mask)

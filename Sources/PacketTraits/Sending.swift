@@ -27,7 +27,7 @@ extension FileDescriptor {
   ///   they would replace, is not open to all to be written and the thread has neither `CAP_NET_ADMIN` nor `CAP_NET_RAW` over
   ///   the socket's network namespace (in the initial user namespace, for a key
   ///   that crosses network namespaces); `EOPNOTSUPP` if the socket is of none
-  ///   of UDP, UDP-Lite, raw and ICMP ("ping") over IPv4 or IPv6; `ENOPROTOOPT`
+  ///   of UDP, UDP-Lite, raw, ICMP ("ping") and TCP over IPv4 or IPv6; `ENOPROTOOPT`
   ///   if this kernel has no packet traits; `ENOMEM`. Then nothing has changed.
   public func setSentTraits(_ traits: Traits) throws(Errno) {
     try setRecords(.sent, traits)

@@ -154,6 +154,7 @@ public struct TCPConnection: ~Copyable, Sendable {
   ///   keys; ``TraitError/Code/wouldBlock`` if there was no connection in time;
   ///   ``TraitError/Code/systemCall`` with `ECONNREFUSED`, `ETIMEDOUT`, `ENETUNREACH`,
   ///   `EADDRINUSE`, what else socket(2), bind(2) and connect(2) name. Then there is no connection.
+  @available(*, noasync, message: "It waits in its thread: in a task, await the one without a time-out")
   public static func connect(
     to destination: InternetAddress, from source: InternetAddress? = nil,
     traits: Traits = Traits(), receiving mask: TraitMask = [], timeout: Duration? = nil
@@ -260,8 +261,9 @@ public struct TCPConnection: ~Copyable, Sendable {
   ///   traits.
   public func synTraits() throws(TraitError) -> Traits { try options.syn() }
 
-  /// Asks that ``receive(into:flags:)`` hands over these keys' traits, and no others. Bytes
-  /// that came before have none.
+  /// Asks that ``receive(into:flags:)`` hands over these keys' traits, and no others. If none
+  /// were asked for until now, bytes that came before have none; otherwise this holds for them
+  /// as well, but for what segments that the kernel has joined lost by that.
   ///
   /// The corresponding C constants are `SOL_TRAITS` and `TRAITS_RECV`.
   ///

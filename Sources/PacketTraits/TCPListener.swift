@@ -189,6 +189,7 @@ public struct TCPListener: ~Copyable, Sendable {
   ///   ``TraitError/Code/systemCall`` with another error of accept(2): `EINVAL` if the socket
   ///   does not listen, or no more (shutdown(2)); `EMFILE`, after which the connection waits
   ///   still.
+  @available(*, noasync, message: "It waits in its thread: in a task, await the one without a time-out")
   public func accept(timeout: Duration? = nil) throws(TraitError) -> TCPConnection {
     let end = timeout.map { SuspendingClock.now + $0 }
     while true {

@@ -21,12 +21,12 @@ struct TraitOption: RawRepresentable {
   /// A mask of the keys whose traits a listener keeps of a SYN.
   ///
   /// The corresponding C constant is `TRAITS_SAVE_SYN`.
-  static var savedSYN: TraitOption { TraitOption(rawValue: 3) }
+  static var savedSYN: TraitOption { TraitOption(rawValue: TRAITS_SAVE_SYN) }
 
   /// The records of the traits that were kept of the SYN.
   ///
   /// The corresponding C constant is `TRAITS_SYN`.
-  static var syn: TraitOption { TraitOption(rawValue: 4) }
+  static var syn: TraitOption { TraitOption(rawValue: TRAITS_SYN) }
 }
 
 extension FileDescriptor {

@@ -427,6 +427,8 @@ extension Guest {
       let sockets: [(Int32, Int32, Int32)] = [
         (AF_INET, datagram, 0), (AF_INET6, datagram, 0), (AF_INET, raw, 253), (AF_INET6, raw, 253),
         (AF_PACKET, raw, 0), (AF_UNIX, stream, 0), (AF_UNIX, datagram, 0),
+        // IPPROTO_MPTCP
+        (AF_INET, stream, 262), (AF_INET6, stream, 262),
       ]
       for (family, type, proto) in sockets {
         let socket = StreamSocket(Glibc.socket(family, type | Int32(SOCK_CLOEXEC.rawValue), proto))
@@ -660,7 +662,7 @@ extension Guest {
     }
 
     @Test(
-      "a key that is removed is out of what was kept, also for the next one", arguments: [Route.ipv4, .ipv6],
+      "a key that is removed is out of what was kept, also for the next one", arguments: Route.allCases,
       Removal.allCases)
     func removal(route: Route, removal: Removal) throws {
       try withProgram(route, isRefused: removal == .gone) { harbour, ids, program in
@@ -776,7 +778,7 @@ extension Guest {
 
     @Test(
       "connections come and go while the mask and keys change, and leave nothing",
-      arguments: [Route.ipv4, .ipv6])
+      arguments: Route.allCases)
     func changing(route: Route) throws {
       try withProgram(route) { harbour, ids, program in
         let listener = try harbour.listener(ids)

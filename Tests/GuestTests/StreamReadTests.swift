@@ -868,10 +868,10 @@ extension Guest {
       }
     }
 
-    @Test("who may ask, and for what")
-    func refused() throws {
+    @Test("who may ask, and for what", arguments: [Route.ipv4, .ipv6])
+    func refused(route: Route) throws {
       let cable = try suiteCable()
-      let stream = try WrittenStream(cable, .ipv4, [])
+      let stream = try WrittenStream(cable, route, [])
       let server: FileDescriptor = stream.server
       let free = TraitMask(try Guest.freeKey())
       #expect(throws: Errno.noSuchFileOrDirectory) { try server.setReceivedTraits(free) }

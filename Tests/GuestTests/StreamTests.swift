@@ -291,11 +291,13 @@ extension Guest {
       }
     }
 
-    @Test("sockets of streams refuse what those of datagrams refuse, and what is not theirs")
-    func refused() throws {
+    @Test(
+      "sockets of streams refuse what those of datagrams refuse, and what is not theirs",
+      arguments: [Route.ipv4, .ipv6])
+    func refused(route: Route) throws {
       let cable = try suiteCable()
       try Guest.withKeys([.bytes4]) { ids in
-        let stream = try Stream(cable, .ipv4, listening: Traits(), connecting: Traits())
+        let stream = try Stream(cable, route, listening: Traits(), connecting: Traits())
         let free = try Guest.freeKey()
         #expect(throws: Errno.noSuchFileOrDirectory) {
           try stream.client.setSentTraits(try Traits([(free, [1, 2, 3, 4])]))

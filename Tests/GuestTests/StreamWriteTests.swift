@@ -955,6 +955,7 @@ extension Guest {
         let client = try open(cable.sender.namespace)
         defer { try? client.close() }
         let own = try Traits([(ids[0], value(1))])
+        #expect(throws: Errno.notSupportedOnSocket) { try client.setReceivedTraits(TraitMask(ids)) }
         // Not connected yet, and connected
         #expect(throws: Errno.notSupportedOnSocket) {
           try client.sendMessage(

@@ -656,14 +656,6 @@ struct TCPSocketTests {
     #expect(outcome.message.contains(text), "\(outcome)")
     #expect(outcome.underlyingError == error)
   }
-
-  @Test("have the options' numbers of the kernel")
-  func numbers() {
-    #expect(TraitOption.received.rawValue == 1)
-    #expect(TraitOption.sent.rawValue == 2)
-    #expect(TraitOption.savedSYN.rawValue == 3)
-    #expect(TraitOption.syn.rawValue == 4)
-  }
 }
 
 /// A listener that takes no more connections: each further SYN goes unanswered.

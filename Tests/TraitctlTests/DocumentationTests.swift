@@ -21,7 +21,10 @@ struct DocumentationTests {
     let traits = Traits()
     let socket: UDPSocket = given()
     let destination: InternetAddress = given()
+    let server: InternetAddress = given()
     let payload: [UInt8] = []
+    let request: [UInt8] = []
+    let own = Traits()
     let first: [UInt8] = []
     let second: [UInt8] = []
 
@@ -42,7 +45,9 @@ struct DocumentationTests {
         if code.contains("import PackageDescription") { continue }
         count += 1
         imports.formUnion(code.filter { $0.hasPrefix("import ") }.map(String.init))
-        body += "func example\(count)() async throws {\n"
+        // In a task the calls that wait are others.
+        let isAsync = code.contains { $0.contains("await ") }
+        body += "func example\(count)() \(isAsync ? "async " : "")throws {\n"
         body += "#sourceLocation(file: \"\(document)\", line: \(index - code.count + 1))\n"
         body += code.map { $0.hasPrefix("import ") ? "" : $0 }.joined(separator: "\n")
         body += "\n#sourceLocation()\n}\n"
