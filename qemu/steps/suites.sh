@@ -5,7 +5,7 @@
 
 HARNESS_LIMIT=900
 HOST_LIMIT=600
-GUEST_LIMIT=2700
+GUEST_LIMIT=3600
 KUNIT_LIMIT=1800
 
 # How the kernel is configured that the suites run on: plain, debug or faults. A suite's
@@ -28,7 +28,7 @@ use_profile() {
 		GUEST_ARGUMENTS=(--append watchdog_thresh=60 --append rcupdate.rcu_cpu_stall_timeout=180
 			--append sysctl.kernel.hung_task_timeout_secs=480) ;;
 	# A datagram that fails to come is waited for
-	faults) GUEST_LIMIT=3600 ;;
+	faults) GUEST_LIMIT=5400 ;;
 	esac
 }
 
