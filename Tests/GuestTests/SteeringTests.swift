@@ -355,15 +355,22 @@ extension Guest {
       }
     }
 
-    /// - Parameter cookies: Of what a request is made: 1 in need, 2 always.
-    @Test("sock_ops gives a connection the priority of its SYN's class", arguments: Route.allCases, [1, 2])
-    func answer(route: Route, cookies: Int) throws {
+    /// - Parameters:
+    ///   - cookies: Of what a request is made: 1 in need, 2 always.
+    ///   - isKept: Whether the program reads what the listener kept, or the SYN itself.
+    @Test(
+      "sock_ops gives a connection the priority of its SYN's class", arguments: Route.allCases,
+      [(1, false), (2, false), (1, true)])
+    func answer(route: Route, request: (cookies: Int, isKept: Bool)) throws {
       try classifying { cable, configuration in
-        try cable.receiver.namespace.setParameter("net/ipv4/tcp_syncookies", "\(cookies)")
+        try cable.receiver.namespace.setParameter("net/ipv4/tcp_syncookies", "\(request.cookies)")
         defer { try? cable.receiver.namespace.setParameter("net/ipv4/tcp_syncookies", "1") }
-        let answer = try SteeringProgram.Choice(.answer, configuration)
+        let answer = try SteeringProgram.Choice(request.isKept ? .greet : .answer, configuration)
         try answer.attachToAllConnections()
         let listener = try Sink.listener("listener", cable.receiver.namespace, route)
+        if request.isKept {
+          try listener.descriptor.setSavedSYNTraits(TraitMask([configuration.key]))
+        }
         for wanted in [0, 1, 2, 3, 1, 0] as [UInt32] {
           let client = try connect(cable, route, wanted)
           let accepted = try listener.accept()
@@ -372,7 +379,7 @@ extension Guest {
           try #require(
             getsockopt(accepted.descriptor.rawValue, SOL_SOCKET, SO_PRIORITY, &priority, &length) == 0)
           #expect(priority == (wanted == SteeringProgram.noClass ? 0 : 1 + Int32(wanted)))
-          let with = cookies == 2 ? " with a cookie" : ""
+          let with = request.isKept ? ", what was kept" : request.cookies == 2 ? " with a cookie" : ""
           print("steering: sock_ops\(with), \(route.rawValue): SYN \(text(wanted)): priority \(priority)")
           try expectPassage(client, accepted)
         }

@@ -195,6 +195,21 @@ int answer(struct bpf_sock_ops *ops)
 	return 1;
 }
 
+/* The same, once the connection is there, by what its listener kept of the SYN */
+SEC("sockops")
+int greet(struct bpf_sock_ops *ops)
+{
+	__u32 class;
+	int priority;
+
+	if (ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB &&
+	    bpf_sock_ops_trait_get(ops, config.key, &class, sizeof(class), 0) > 0) {
+		priority = 1 + class;
+		bpf_setsockopt(ops, SOL_SOCKET, SO_PRIORITY, &priority, sizeof(priority));
+	}
+	return 1;
+}
+
 SEC("sk_skb/stream_verdict")
 int verdict(struct __sk_buff *skb)
 {

@@ -96,6 +96,8 @@ public enum SteeringProgram {
       case admit
       /// sock_ops: the priority of a connection is 1 more than the class of its SYN
       case answer
+      /// sock_ops: the same, by what the listener kept of the SYN
+      case greet
       /// sk_skb, among the sockets of the map `sockets`
       case verdict
       /// tc, to another interface
