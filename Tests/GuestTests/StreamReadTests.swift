@@ -670,6 +670,55 @@ extension Guest {
       }
     }
 
+    @Test(
+      "a segment that lies within another one ends no stretch that is collapsed", arguments: Route.allCases)
+    func nested(route: Route) throws {
+      let cable = try suiteCable()
+      guard !Guest.storesMayFail else { return }
+      try Guest.withKeys([.bytes8]) { ids in
+        let stream = try WrittenStream(cable, route, ids, room: 4096)
+        let table = try tagging(cable, route, [(ids[0], .bytes8)], [[1], [1], [1], [2]])
+        let fillers = 20
+        // Which row a segment has is the byte that it begins with.
+        var bytes = (0..<500 + fillers * 99).map { UInt8(truncatingIfNeeded: $0 &* 7) | 0x80 }
+        for (position, row) in [(0, 0), (100, 0), (250, 1), (200, 2), (350, 3)] {
+          bytes[position] = UInt8(row)
+        }
+        // The third is joined to the first, which then ends behind the second; the fourth differs.
+        var segments = [100..<200, 250..<300, 200..<400, 350..<500]
+        for filler in 0..<fillers {
+          let begin = 499 + filler * 99
+          bytes[begin] = 3
+          segments.append(begin..<begin + 100)
+        }
+        let before = try stream.counter("TCPRcvCollapsed")
+        for segment in segments { try stream.send(Array(bytes[segment]), at: segment.lowerBound) }
+        for _ in 0..<20 where stream.pending < bytes.count {
+          for segment in [0..<100] + segments {
+            try stream.send(Array(bytes[segment]), at: segment.lowerBound)
+          }
+          usleep(20_000)
+        }
+        try stream.await(bytes.count)
+        #expect(try stream.counter("TCPRcvCollapsed") > before, "nothing was collapsed")
+        var read: [UInt8] = []
+        var border = 0
+        while read.count < bytes.count {
+          let arrival = try Guest.arrival(stream.server)
+          if try arrival.traits == Self.traits(ids[0], 1) {
+            #expect(border == read.count)
+            border += arrival.payload.count
+          } else {
+            #expect(try arrival.traits == Self.traits(ids[0], 2))
+          }
+          read += arrival.payload
+        }
+        #expect(read == bytes)
+        #expect((350...400).contains(border))
+        try table.program.detach()
+      }
+    }
+
     // MARK: kTLS
 
     /// A connection that the kernel encrypts from near to far.
