@@ -136,8 +136,9 @@ extension Guest {
     @Test("is not for other sockets")
     func otherSockets() throws {
       let sockets: [(Int32, Int32, Int32)] = [
-        (AF_INET, Int32(SOCK_STREAM.rawValue), Int32(IPPROTO_TCP)),
-        (AF_INET6, Int32(SOCK_STREAM.rawValue), Int32(IPPROTO_TCP)),
+        // IPPROTO_MPTCP
+        (AF_INET, Int32(SOCK_STREAM.rawValue), 262),
+        (AF_INET6, Int32(SOCK_STREAM.rawValue), 262),
         (AF_UNIX, Int32(SOCK_DGRAM.rawValue), 0),
         (AF_UNIX, Int32(SOCK_STREAM.rawValue), 0),
       ]
