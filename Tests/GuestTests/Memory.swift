@@ -330,3 +330,8 @@ extension TraitStatistics {
       lost: sum.lost + other.lost)
   }
 }
+
+extension [Int] {
+  /// Whether no count is larger. What an earlier test used may be given back meanwhile.
+  func isAtMost(_ before: [Int]) -> Bool { zip(self, before).allSatisfy { $0 <= $1 } }
+}

@@ -803,8 +803,8 @@ extension Guest {
         }
       }
       // The parser's packet holds what it was given last, and no more.
-      let after = try settled { $0 == before }
-      #expect(after == before)
+      let after = try settled { $0.isAtMost(before) }
+      #expect(after.isAtMost(before))
     }
 
     @Test("a record of kTLS has what its segments have together", arguments: [Route.ipv4, .ipv6])
@@ -851,8 +851,8 @@ extension Guest {
           }
         }
       }
-      let after = try settled { $0 == before }
-      #expect(after == before)
+      let after = try settled { $0.isAtMost(before) }
+      #expect(after.isAtMost(before))
     }
 
     // MARK: Who asks, and keys that come and go
@@ -967,8 +967,8 @@ extension Guest {
             #expect(bytes == (0..<5).flatMap { Self.segment($0) })
           }
         }
-        let after = try settled { $0 == before }
-        #expect(after == before)
+        let after = try settled { $0.isAtMost(before) }
+        #expect(after.isAtMost(before))
         try table.program.detach()
       }
     }

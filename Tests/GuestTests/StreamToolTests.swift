@@ -77,7 +77,9 @@ extension Guest {
     @Test("shows the SYN's traits and those of each write", arguments: Route.allCases, [false, true])
     func written(route: Route, isJSON: Bool) throws {
       let cable = try suiteCable()
-      try Guest.withKeys([.bytes4, .bytes8], flags: .crossesNetworkNamespaces) { ids in
+      try Guest.withKeys([.bytes4, .bytes8], flags: .crossesNetworkNamespaces) { keys in
+        // As they are printed
+        let ids = keys.sorted { $0.rawValue < $1.rawValue }
         let names = try names(ids)
         let host = try cable.destination(route).host
         let bind = route == .ipv4 ? ["--address", host] : []
