@@ -78,12 +78,25 @@ run_virtme() {
 	return $status
 }
 
+# emulate: sets ACCELERATION for software emulation. QEMU before 8.1 reads instructions to translate
+# without holding their page, so that one CPU of the guest may translate, and keep, what another one
+# is replacing. The breakpoint that the kernel puts in a static branch while it changes it is met
+# then when nobody waits for it any more: "Oops: int3". Such a QEMU emulates all CPUs in one thread.
+emulate() {
+	local version
+	ACCELERATION=(--disable-kvm)
+	version=$(qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p')
+	if [ "$(printf '%s\n' 8.1 "$version" | sort -V | head -n 1)" != 8.1 ]; then
+		ACCELERATION+=(--qemu-opts='-accel tcg,thread=single')
+	fi
+}
+
 # probe_kvm: sets ACCELERATION. That /dev/kvm can be opened says little: nested
 # virtualisation may abort, or spin. So boot the kernel and wait for its answer;
 # once per boot of this machine.
 probe_kvm() {
 	local boot answer=$CACHE/kvm directory=$CACHE/log/kvm-probe
-	ACCELERATION=(--disable-kvm)
+	emulate
 	if [ ! -r /dev/kvm ] || [ ! -w /dev/kvm ]; then
 		detail "guest: no /dev/kvm that can be used: software emulation"
 		return 0

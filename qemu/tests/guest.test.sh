@@ -146,3 +146,21 @@ test_hardware_virtualisation_is_used_only_after_a_guest_booted_with_it() {
 	says 'a guest does not boot with it: software emulation'
 	same 1 "$(grep -c disable-kvm "$CACHE/boots")"
 }
+
+test_a_qemu_that_mixes_up_replaced_instructions_emulates_in_one_thread() {
+	local version
+	guest <<<'bash "$CLONE/qemu/guest/enter" "$RESULTS"'
+	export CLONE CACHE
+	sed -i '2i echo "$*" >>"$CACHE/boots"' "$CACHE/virtme-ng-1.42/bin/vng"
+	# No probe: a guest does not boot with hardware virtualisation
+	echo "$(cat /proc/sys/kernel/random/boot_id) fails" >"$CACHE/kvm"
+	for version in 7.2.22 8.0.5 8.1.0 10.0.2; do
+		printf '#!/bin/sh\necho "QEMU emulator version %s (Debian 1:%s)"\n' $version $version >"$BIN/qemu-system-x86_64"
+		chmod +x "$BIN/qemu-system-x86_64"
+		vm boot --unpatched -- true
+		ends 0
+	done
+	same '1 1 0 0' "$(while read -r arguments; do
+		case $arguments in *'-accel tcg,thread=single'*) echo 1 ;; *) echo 0 ;; esac
+	done <"$CACHE/boots" | paste -sd ' ')"
+}
