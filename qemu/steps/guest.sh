@@ -167,15 +167,6 @@ boot_guest() {
 	tail -n +1 -f "$directory/output.log" --pid=$$ 2>/dev/null 9>&- &
 	follow=$!
 	run_virtme "$directory" "$limit" "${ACCELERATION[@]}" || status=$?
-	# QEMU's software emulation now and then runs a breakpoint that the other processor has
-	# just taken away again, while the kernel patches its own code as it boots.
-	if [ ! -e "$directory/step" ] && [ "${#ACCELERATION[@]}" -gt 0 ] &&
-		grep -aq '\] Oops: int3: ' "$directory/console.log"; then
-		detail "guest: the emulator lost track of code that the booting kernel patched (int3): once more"
-		cp "$directory/console.log" "$directory/console-int3.log"
-		status=0
-		run_virtme "$directory" "$limit" "${ACCELERATION[@]}" || status=$?
-	fi
 	# Let what the guest printed last come through
 	sleep 0.3
 	kill $follow 2>/dev/null || true

@@ -155,8 +155,8 @@ test_a_qemu_that_mixes_up_replaced_instructions_emulates_in_one_thread() {
 	# No probe: a guest does not boot with hardware virtualisation
 	echo "$(cat /proc/sys/kernel/random/boot_id) fails" >"$CACHE/kvm"
 	for version in 7.2.22 8.0.5 8.1.0 10.0.2; do
-		printf '#!/bin/sh\necho "QEMU emulator version %s (Debian 1:%s)"\n' $version $version >"$BIN/qemu-system-x86_64"
-		chmod +x "$BIN/qemu-system-x86_64"
+		printf '#!/bin/sh\necho "QEMU emulator version %s (Debian 1:%s)"\n' $version $version >"$COMMANDS/qemu-system-x86_64"
+		chmod +x "$COMMANDS/qemu-system-x86_64"
 		vm boot --unpatched -- true
 		ends 0
 	done
