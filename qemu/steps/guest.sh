@@ -85,10 +85,8 @@ run_virtme() {
 emulate() {
 	local version
 	ACCELERATION=(--disable-kvm)
-	version=$(qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p')
-	if [ "$(printf '%s\n' 8.1 "$version" | sort -V | head -n 1)" != 8.1 ]; then
-		ACCELERATION+=(--qemu-opts='-accel tcg,thread=single')
-	fi
+	version=$(qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p') || version=''
+	is_at_least "$version" 8.1 || ACCELERATION+=(--qemu-opts='-accel tcg,thread=single')
 }
 
 # probe_kvm: sets ACCELERATION. That /dev/kvm can be opened says little: nested

@@ -19,6 +19,11 @@ PACKAGES=(
 	shellcheck groff-base
 )
 
+# is_at_least VERSION NEEDED: an empty VERSION is older than all
+is_at_least() {
+	[ "$(printf '%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
+}
+
 # missing_packages: names, one a line
 missing_packages() {
 	local package

@@ -21,7 +21,7 @@ find_toolchain() {
 	[ -n "$version" ] ||
 		fail "$swift does not tell its version: Swift $needed or newer is needed" \
 			"'swift --version' said: $(swift --version 2>&1 | head -n 2 | tr '\n' ' ')"
-	if [ "$(printf '%s\n' "$needed" "$version" | sort -V | head -n 1)" != "$needed" ]; then
+	if ! is_at_least "$version" "$needed"; then
 		fail "the Swift toolchain is too old: Swift $needed or newer is needed, $swift is $version" \
 			"Put a newer toolchain's usr/bin directory first on PATH."
 	fi
