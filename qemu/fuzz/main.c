@@ -142,6 +142,9 @@ struct netlink {
 	char buffer[8192];
 };
 
+/* Owns the keys. Used by one thread at a time: the disturber while the first one waits. */
+static struct netlink registry;
+
 static struct nlmsghdr *request(struct netlink *netlink, uint16_t family, uint8_t command)
 {
 	struct nlmsghdr *message = mnl_nlmsg_put_header(netlink->buffer);
@@ -255,24 +258,26 @@ static unsigned int make_interface(void)
 	return index;
 }
 
-static void open_registry(struct netlink *netlink)
+static void open_registry(void)
 {
 	struct nlmsghdr *message;
 	unsigned int family = 0;
 
-	open_netlink(netlink, NETLINK_GENERIC);
-	message = request(netlink, GENL_ID_CTRL, CTRL_CMD_GETFAMILY);
+	open_netlink(&registry, NETLINK_GENERIC);
+	message = request(&registry, GENL_ID_CTRL, CTRL_CMD_GETFAMILY);
 	mnl_attr_put_strz(message, CTRL_ATTR_FAMILY_NAME, TRAITS_FAMILY_NAME);
-	if (exchange(netlink, message, CTRL_ATTR_FAMILY_ID, &family) || !family)
+	if (exchange(&registry, message, CTRL_ATTR_FAMILY_ID, &family) || !family)
 		error(1, 0, "this kernel has no packet traits");
-	netlink->family = family;
+	registry.family = family;
 }
 
-/* Makes a key, most of another size than before; it may get another number */
-static int make_key(struct netlink *netlink, struct key *key)
+/* Makes a key, most of another size than before; it may get another number. It ends with the socket,
+ * so that nothing is left of it however this ends.
+ */
+static int make_key(struct key *key)
 {
 	static const unsigned int sizes[] = { 4, 8, 16 };
-	struct nlmsghdr *message = request(netlink, netlink->family, TRAITS_CMD_KEY_NEW);
+	struct nlmsghdr *message = request(&registry, registry.family, TRAITS_CMD_KEY_NEW);
 	unsigned int index = key - keys, id = ALL_KEYS;
 	char name[32];
 	int err;
@@ -284,12 +289,12 @@ static int make_key(struct netlink *netlink, struct key *key)
 	key->flags = (index < CHANGING ? index : index - 6) / 3 | (index % 2 ? TRAITS_KEY_FLAGS_CROSS_NETNS : 0);
 	mnl_attr_put_strz(message, TRAITS_A_KEY_NAME, name);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_SIZE, key->size);
-	mnl_attr_put_u32(message, TRAITS_A_KEY_FLAGS, key->flags);
+	mnl_attr_put_u32(message, TRAITS_A_KEY_FLAGS, key->flags | TRAITS_KEY_FLAGS_OWNED);
 	mnl_attr_put_u32(message, TRAITS_A_KEY_MERGE, key->merge);
 	/* Under the number that it had: what has it on record must not take it for the same */
 	if (key->made)
 		mnl_attr_put_u32(message, TRAITS_A_KEY_ID, key->id);
-	err = exchange(netlink, message, TRAITS_A_KEY_ID, &id);
+	err = exchange(&registry, message, TRAITS_A_KEY_ID, &id);
 	if (err)
 		return err;
 	if (id >= ALL_KEYS)
@@ -299,12 +304,12 @@ static int make_key(struct netlink *netlink, struct key *key)
 	return 0;
 }
 
-static int remove_key(struct netlink *netlink, const struct key *key)
+static int remove_key(const struct key *key)
 {
-	struct nlmsghdr *message = request(netlink, netlink->family, TRAITS_CMD_KEY_DEL);
+	struct nlmsghdr *message = request(&registry, registry.family, TRAITS_CMD_KEY_DEL);
 
 	mnl_attr_put_u32(message, TRAITS_A_KEY_ID, key->id);
-	return exchange(netlink, message, 0, NULL);
+	return exchange(&registry, message, 0, NULL);
 }
 
 /* ---- what has to come of a call ---- */
@@ -1073,7 +1078,7 @@ static void send_many(struct thread *thread, struct slot *slot)
 			      expected, slot->kind);
 		if (!is_stream(slot->kind))
 			remember(slot, &messages[i], i >= sent, true);
-		else if (i < sent)
+		else if (i < sent && headers[i].msg_len)
 			stream_wrote(slot, &messages[i], headers[i].msg_len);
 	}
 }
@@ -1619,10 +1624,8 @@ static void *caller(void *data)
 static void *disturber(void *data)
 {
 	struct thread *thread = data, *victim = thread + 1;
-	struct netlink registry;
 
 	set_privileged(thread, true);
-	open_registry(&registry);
 	while (!atomic_load(&shared->ended)) {
 		struct key *key = &keys[below(thread, KEYS)];
 		struct timespec pause = { 0, 1000 * below(thread, 2000) };
@@ -1633,7 +1636,7 @@ static void *disturber(void *data)
 			stream_disturb(thread);
 			break;
 		case 0:
-			if (!remove_key(&registry, key) && make_key(&registry, key))
+			if (!remove_key(key) && make_key(key))
 				wrong(thread, "key %u could not be made again", key->id);
 			break;
 		case 1:
@@ -1650,7 +1653,6 @@ static void *disturber(void *data)
 		}
 		nanosleep(&pause, NULL);
 	}
-	mnl_socket_close(registry.socket);
 	return NULL;
 }
 
@@ -1755,13 +1757,13 @@ static void owner_calls(void *data)
 	call_on(thread);
 }
 
-static void remake_key(struct thread *thread, struct netlink *netlink)
+static void remake_key(struct thread *thread)
 {
 	struct key *key = &keys[below(thread, KEYS)];
 	unsigned int i;
 
 	set_privileged(thread, true);
-	if (remove_key(netlink, key))
+	if (remove_key(key))
 		wrong(thread, "key %u could not be removed", key->id);
 	numbers[key->id] = NULL;
 	for (i = 0; i < SLOTS; i++) {
@@ -1771,7 +1773,7 @@ static void remake_key(struct thread *thread, struct netlink *netlink)
 		prune(&slots[i].syn);
 	}
 	stream_prune();
-	if (make_key(netlink, key))
+	if (make_key(key))
 		wrong(thread, "key %u could not be made again", key->id);
 	numbers[key->id] = key;
 }
@@ -1820,7 +1822,6 @@ int main(int argc, char **argv)
 	const char *seed_text = getenv("PACKET_TRAITS_SEED");
 	unsigned long seconds = 5;
 	struct thread thread = { .checked = true };
-	struct netlink registry;
 	unsigned int i;
 	int option;
 
@@ -1857,12 +1858,12 @@ int main(int argc, char **argv)
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
 		error(1, errno, "mmap");
-	open_registry(&registry);
+	open_registry();
 	make_network();
 	write_file("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 
 	for (i = 0; i < KEYS; i++) {
-		int err = make_key(&registry, &keys[i]);
+		int err = make_key(&keys[i]);
 
 		if (err)
 			error(1, err, "a key cannot be registered");
@@ -1873,7 +1874,7 @@ int main(int argc, char **argv)
 	open_slots();
 	while (thread.call < calls) {
 		if (one_in(&thread, 64))
-			remake_key(&thread, &registry);
+			remake_key(&thread);
 		if (one_in(&thread, 16))
 			set_privileged(&thread, one_in(&thread, 2));
 		call_something(&thread);
@@ -1890,7 +1891,7 @@ int main(int argc, char **argv)
 	for (i = 0; i < SLOTS; i++)
 		close(slots[i].fd);
 	for (i = 0; i < KEYS; i++)
-		remove_key(&registry, &keys[i]);
+		remove_key(&keys[i]);
 	print_outcomes();
 	return 0;
 }
