@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT
 
+internal import CTraits
 internal import Glibc
 internal import SystemPackage
-
-/// `POLLRDHUP` of poll(2), which Glibc shows to C with `_GNU_SOURCE` only.
-private let readHangup: Int32 = 0x2000
 
 /// A system call on a socket that may wait, whether signals come or not.
 ///
@@ -27,7 +25,7 @@ struct SocketWait {
     _ descriptor: FileDescriptor, isAllowed: Bool, retryOnInterrupt: Bool
   ) -> SocketWait {
     SocketWait(
-      descriptor: descriptor, option: SO_RCVTIMEO, events: POLLIN | readHangup,
+      descriptor: descriptor, option: SO_RCVTIMEO, events: POLLIN | CTRAITS_POLLRDHUP,
       isAllowed: isAllowed, retryOnInterrupt: retryOnInterrupt)
   }
 
@@ -82,7 +80,7 @@ struct SocketWait {
       }
       guard let found = waitUntilReady(start + timeout) else { return .failure(.wouldBlock) }
       // Where nothing can come any more, a call that may wait says so at once.
-      flags = found & (POLLHUP | readHangup) == 0 ? Int32(MSG_DONTWAIT) : 0
+      flags = found & (POLLHUP | CTRAITS_POLLRDHUP) == 0 ? Int32(MSG_DONTWAIT) : 0
     }
   }
 

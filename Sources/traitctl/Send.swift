@@ -3,6 +3,7 @@
 internal import ArgumentParser
 internal import Glibc
 internal import PacketTraits
+internal import SystemPackage
 internal import TraitRegistry
 
 struct Send: ParsableCommand {
@@ -16,7 +17,11 @@ struct Send: ParsableCommand {
       reads the lines any more.
       """)
 
-  @Flag(help: "Connect by TCP, write the payload to the connection, and close it.")
+  @Flag(
+    help: """
+      Connect by TCP, write the payload to the connection, and end it. What the peer sends is \
+      thrown away, until it ends the connection, too, but for no longer than a second.
+      """)
   var tcp = false
 
   @Option(help: ArgumentHelp("IPv4 or IPv6 address to send to.", valueName: "address"))
@@ -110,12 +115,39 @@ struct Send: ParsableCommand {
         // Each write is a segment, if there is room.
         try connection.setNoDelay(true)
         try sendRepeatedly(report) { try connection.sendAll(payload.span.bytes, traits: own) }
+        try finish(connection)
       } else {
         let socket = try UDPSocket(destination.family)
         if sticky { try socket.setSentTraits(lasting) }
         try sendRepeatedly(report) {
           try socket.send(payload.span.bytes, to: destination, traits: own)
         }
+      }
+    }
+  }
+
+  /// Ends the connection so that all that was written arrives: to close a socket whose
+  /// bytes nobody has read resets the connection (RFC 2525, section 2.17), and what the peer has not
+  /// got yet is lost. So whatever the peer says is read until it ends its direction, too.
+  private func finish(_ connection: borrowing TCPConnection) throws {
+    do throws(Errno) {
+      try connection.shutdown(.sending)
+    } catch {
+      // Why a connection is gone, receiving tells.
+      guard error == .socketNotConnected else { throw error }
+    }
+    let end = ContinuousClock.now + .seconds(1)
+    var bytes = [UInt8](repeating: 0, count: 65536)
+    while true {
+      let left = end - .now
+      // A peer that goes on and on has its end of the connection closed.
+      guard left > .zero else { return }
+      try connection.setReceiveTimeout(left)
+      do throws(TraitError) {
+        if try connection.receive(into: &bytes).isEndOfStream { return }
+      } catch {
+        guard error.code == .wouldBlock else { throw error }
+        return
       }
     }
   }

@@ -179,6 +179,20 @@ extension NetworkNamespace {
   }
 }
 
+extension VethPair.End {
+  /// Has the interface do this work of the stack's or not, and then as it did at first.
+  ///
+  /// - Parameter feature: As ethtool(8) calls it: `tx` for checksums, `tso`. It is on at first.
+  func withOffload(_ feature: String, _ isOn: Bool, _ body: () throws -> Void) throws {
+    func set(_ to: String) throws {
+      _ = try namespace.run { try Command.require("ethtool", "-K", interface, feature, to) }
+    }
+    try set(isOn ? "on" : "off")
+    defer { try? set("on") }
+    try body()
+  }
+}
+
 extension VethPair {
   /// A socket at the receiver's end.
   func inbox(_ route: Guest.Route = .ipv4, _ keys: [TraitID] = []) throws -> UDPSocket {

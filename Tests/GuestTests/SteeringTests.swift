@@ -175,24 +175,16 @@ extension Guest {
     /// Has the sender write checksums, which a cable spares itself: a frame that XDP sends on says
     /// nothing of that any more.
     private func withChecksums(_ cable: VethPair, _ body: () throws -> Void) throws {
-      func set(_ to: String) throws {
-        _ = try cable.sender.namespace.run {
-          try Command.require("ethtool", "-K", cable.sender.interface, "tx", to)
-        }
-      }
-      try set("off")
-      defer { try? set("on") }
-      try body()
+      try cable.sender.withOffload("tx", false, body)
     }
 
     /// Registers the key and classifies what arrives along the suite's cable.
     private func classifying(
-      eachSegment: Bool = false, _ body: (VethPair, SteeringProgram.Configuration) throws -> Void
+      _ body: (VethPair, SteeringProgram.Configuration) throws -> Void
     ) throws {
       let cable = try suiteCable()
       try Guest.withKeys([.bytes4]) { ids in
-        var configuration = SteeringProgram.Configuration(port: Guest.port, key: ids[0])
-        configuration.isEachSegmentClassified = eachSegment
+        let configuration = SteeringProgram.Configuration(port: Guest.port, key: ids[0])
         let classifier = try SteeringProgram.classifier(configuration)
         try classifier.attach(to: cable.receiver)
         try body(cable, configuration)

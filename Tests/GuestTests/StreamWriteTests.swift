@@ -286,17 +286,6 @@ extension Guest {
       try body()
     }
 
-    private func withOffload(_ cable: VethPair, _ isOn: Bool, _ body: () throws -> Void) throws {
-      func set(_ to: String) throws {
-        _ = try cable.sender.namespace.run {
-          try Command.require("ethtool", "-K", cable.sender.interface, "tso", to)
-        }
-      }
-      try set(isOn ? "on" : "off")
-      defer { try? set("on") }
-      try body()
-    }
-
     private static func stream(_ count: Int) -> [UInt8] {
       (0..<count).map { UInt8(truncatingIfNeeded: $0 ^ $0 >> 8 ^ $0 >> 16) }
     }
@@ -312,7 +301,7 @@ extension Guest {
         let sticky = try Traits([(ids[0], value(1)), (ids[1], value(1))])
         let own = try Traits([(ids[1], value(2)), (ids[2], value(2))])
         let both = try Traits([(ids[0], value(1)), (ids[1], value(2)), (ids[2], value(2))])
-        try withOffload(cable, offload) {
+        try cable.sender.withOffload("tso", offload) {
           let line = try TracedStream(cable, route, ids, sticky: sticky)
           let stream = Self.stream(300_000)
           // 150,000 bytes with traits, the rest without
@@ -510,7 +499,7 @@ extension Guest {
         // 2: the size of segments is found by trying larger ones, from small ones on.
         for probing in route == .ipv4 ? ["0", "2"] : ["0"] {
           try withParameter(cable.sender, "net/ipv4/tcp_mtu_probing", probing, "0") {
-            try withOffload(cable, probing == "0") {
+            try cable.sender.withOffload("tso", probing == "0") {
               let line = try TracedStream(cable, route, ids)
               let stream = Self.stream(1_500_000)
               let length = 2900

@@ -185,6 +185,51 @@ struct TraitctlTests {
     #expect(refused.errors == "traitctl: there is no connection to \(local): Connection refused\n")
   }
 
+  @Test("ends a connection in order though the peer has said something", arguments: [false, true])
+  func sendsToTalker(isLasting: Bool) throws {
+    let listener = try TCPListener(.ipv4)
+    try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+    let sender = try Command([
+      try Command.built("traitctl"), "send", "--tcp", "--address", "127.0.0.1", "--port",
+      "\(try listener.localAddress().port)", "hello",
+    ])
+    let connection = try listener.accept(timeout: .seconds(30))
+    try connection.setReceiveTimeout(.seconds(30))
+    try connection.sendAll(Array("welcome".utf8).span.bytes)
+    var received: [UInt8] = []
+    var bytes = [UInt8](repeating: 0, count: 100)
+    while true {
+      // With its greeting unread this would be a reset.
+      let read = try connection.receive(into: &bytes)
+      if read.isEndOfStream { break }
+      received += bytes[..<read.length]
+    }
+    #expect(received == Array("hello".utf8))
+    // A peer that stays is not waited for for ever.
+    if !isLasting { try connection.close() }
+    let outcome = try sender.wait()
+    #expect(outcome.status == 0, "\(outcome.errors)")
+  }
+
+  @Test("says that a connection was reset, though all was written")
+  func sendsToResetter() throws {
+    let listener = try TCPListener(.ipv4)
+    try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+    let sender = try Command([
+      try Command.built("traitctl"), "send", "--tcp", "--address", "127.0.0.1", "--port",
+      "\(try listener.localAddress().port)", "hello",
+    ])
+    let connection = try listener.accept(timeout: .seconds(30))
+    try connection.setReceiveTimeout(.seconds(30))
+    var bytes = [UInt8](repeating: 0, count: 100)
+    // They are there, and left unread.
+    #expect(try connection.receive(into: &bytes, flags: .peek).length == 5)
+    try connection.close()
+    let outcome = try sender.wait()
+    #expect(outcome.status == 1)
+    #expect(outcome.errors.hasSuffix("Connection reset by peer\n"), "\(outcome.errors)")
+  }
+
   @Test("prints flags that it does not know as a number")
   func unknownFlags() throws {
     func report(_ flags: KeyFlags) throws -> KeyReport {

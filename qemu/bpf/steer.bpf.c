@@ -16,7 +16,6 @@ const volatile struct steer_config {
 	__u32 port;	/* destination of what is classified, in host byte order */
 	__u32 key;	/* of 4 bytes: the class */
 	__u32 class;	/* for programs that take one class out */
-	__u32 segments;	/* classify each segment of a connection, not only its SYN */
 	__u32 cpu;	/* where packets are handed over to */
 } config SEC(".rodata.config") = {};
 
@@ -88,7 +87,7 @@ static __always_inline int segment_from(struct xdp_md *xdp)
 		return -1;
 
 	if ((void *)(tcp + 1) > end || tcp->dest != bpf_htons(config.port) ||
-	    (!tcp->syn && !config.segments))
+	    !tcp->syn)
 		return -1;
 	return bpf_ntohs(tcp->source);
 }

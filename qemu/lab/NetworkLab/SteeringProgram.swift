@@ -20,8 +20,6 @@ public enum SteeringProgram {
     public var key: TraitID
     /// What is taken out by programs that take one class out.
     public var takenOut: UInt32 = 1
-    /// Whether each segment of a connection is classified, not only its SYN.
-    public var isEachSegmentClassified = false
     /// The processor that packets are handed over to.
     public var processor: UInt32 = 0
 
@@ -32,9 +30,7 @@ public enum SteeringProgram {
 
     fileprivate var constants: [UInt8] {
       var constants: [UInt8] = []
-      for number in [
-        UInt32(port), key.rawValue, takenOut, isEachSegmentClassified ? 1 : 0, processor,
-      ] {
+      for number in [UInt32(port), key.rawValue, takenOut, processor] {
         constants.append(native: number)
       }
       return constants
