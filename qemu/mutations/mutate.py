@@ -30,7 +30,8 @@ def switched(number, original, replacement):
     """The C text that does `original`, or for this number `replacement`."""
     mutant = f"traits_mutant == {number}"
     if replacement is None:
-        return f"if (traits_mutant != {number}) {original}"
+        # In braces, or an else behind it would be this one's
+        return f"{{ if (traits_mutant != {number}) {original} }}"
     if original.endswith(";"):
         return f"if ({mutant}) {{ {replacement} }} else {{ {original} }}"
     if original.startswith("if (") and replacement.startswith("if ("):

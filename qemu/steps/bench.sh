@@ -92,10 +92,7 @@ bench_unused() {
 		-f "$BENCH_DIRECTORY/difference.awk" "$BENCH_DIRECTORY/paths" | tee "$directory/static.txt"
 
 	step "bench: $boots boots of each kernel, one processor that counts instructions"
-	# Only software emulation counts; sleep=off: while the guest idles, its time jumps
-	ACCELERATION=(--disable-kvm)
-	GUEST_CPUS=1
-	GUEST_ARGUMENTS=(--qemu-opts='-icount shift=0,sleep=off')
+	count_instructions
 	printf 'boot\tkernel\tscenario\tpackets\tinstructions\tmean\n' >"$directory/boots.tsv"
 	for ((boot = 1; boot <= boots; boot++)); do
 		for kernel in unpatched patched; do
@@ -105,6 +102,14 @@ bench_unused() {
 	awk -v tsv="$directory/unused.tsv" -f "$BENCH_DIRECTORY/median.awk" -f "$BENCH_DIRECTORY/interval.awk" \
 		"$directory/boots.tsv" | tee "$directory/table.txt"
 	step "bench: done, in instructions a packet ($directory/unused.tsv)"
+}
+
+# count_instructions: in guests from now on time is the number of instructions that were run.
+# Only software emulation counts; sleep=off: while the guest idles, its time jumps.
+count_instructions() {
+	ACCELERATION=(--disable-kvm)
+	GUEST_CPUS=1
+	GUEST_ARGUMENTS=(--qemu-opts='-icount shift=0,sleep=off')
 }
 
 # bench_turns NAME WHAT EACH: qemu/guest/NAME runs NAME.c, whose variants take turns in one boot;
@@ -124,9 +129,7 @@ bench_turns() {
 	mkdir -p "$directory"
 
 	step "bench: $what, one processor that counts instructions"
-	ACCELERATION=(--disable-kvm)
-	GUEST_CPUS=1
-	GUEST_ARGUMENTS=(--qemu-opts='-icount shift=0,sleep=off')
+	count_instructions
 	boot_guest "$directory" $BENCH_LIMIT "qemu/guest/$name" "$GUEST_PROGRAMS/$name" "$ROOT/.build/debug/traitctl" \
 		"$directory" || status=$?
 	[ $status -eq 0 ] || fail "the benchmark ended with status $status" \

@@ -109,7 +109,8 @@ test_switches_are_not_in_the_way_of_another_series() {
 	ends 0
 	vm mutate
 	ends 0
-	grep -q 'if (traits_mutant != 1) return 2; /. two ./' "$WORK/dev.built"
+	# In braces: it may be all that stands between an if and its else
+	grep -q '{ if (traits_mutant != 1) return 2; } /. two ./' "$WORK/dev.built"
 }
 
 # a_guest_with_tests: a guest for whose kernel mutant N ends as "$WORK/mutant.N" says, the
