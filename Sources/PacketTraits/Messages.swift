@@ -11,7 +11,7 @@ public struct MessageFlags: OptionSet, Hashable, Sendable {
 
   public init(rawValue: Int32) { self.rawValue = rawValue }
 
-  /// Leave the datagram in the queue, to be received again.
+  /// Leave the datagram, or the bytes of a stream, in the queue, to be received again.
   ///
   /// The corresponding C constant is `MSG_PEEK`.
   public static var peek: MessageFlags { MessageFlags(rawValue: Int32(MSG_PEEK)) }
@@ -30,10 +30,11 @@ public struct MessageFlags: OptionSet, Hashable, Sendable {
   /// The corresponding C constant is `MSG_TRUNC`.
   public static var truncated: MessageFlags { MessageFlags(rawValue: Int32(MSG_TRUNC)) }
 
-  /// When sending: more is to come of this datagram, which is sent by the first
-  /// call without this flag (udp(7), `UDP_CORK`). It has the traits of the call
-  /// that began it, and what a later call says of them must be the same.
+  /// When sending: more is to come. On a TCP socket the kernel waits for it a while, to fill the
+  /// segment (tcp(7), `TCP_CORK`).
   ///
+  /// A datagram is sent by the first call without this flag (udp(7), `UDP_CORK`). It has the traits
+  /// of the call that began it, and what a later call says of them must be the same.
   /// A call that fails discards the pieces before it, also for lack of room or
   /// memory (`ENOBUFS`): the datagram is to be begun anew. Only one that is refused
   /// for its traits (`EINVAL`, `ENOENT`, `EPERM`) leaves them as they are; over IPv4

@@ -107,7 +107,8 @@ extension FileDescriptor {
 
   /// Sends these bytes on a stream, all of them: calls
   /// ``sendMessage(_:to:traits:flags:retryOnInterrupt:)`` with the rest, and with the same
-  /// traits, for as long as the kernel takes a part.
+  /// traits, for as long as the kernel takes a part. The socket's time-out (`SO_SNDTIMEO`) counts
+  /// anew for each.
   ///
   /// - Parameters:
   ///   - bytes: What is to be sent.

@@ -55,7 +55,9 @@ public struct ReceivedBytes: Sendable {
 ///
 /// Where a method is there twice, one waits in its thread, and the other suspends its task;
 /// in an async function the second one is meant, with `await`.
-/// A task that waits takes up no thread. When it is cancelled the method throws
+/// A task that waits takes up no thread; one that finds what it is for goes on without a pause: who
+/// serves fast peers in a loop lets others have the thread now and then (`await Task.yield()`).
+/// When it is cancelled the method throws
 /// ``TraitError/Code/cancelled``, and the connection stays as it is. Two tasks may use one
 /// connection at once, one of which receives while the other sends. For each of both
 /// directions in which tasks have waited the connection has another descriptor of the socket, by
@@ -177,19 +179,20 @@ public struct TCPConnection: ~Copyable, Sendable {
   ///   - traits: Of all segments from the SYN on.
   ///   - mask: The keys whose traits are received from the first byte on.
   /// - Throws: As the other `connect`, and ``TraitError/Code/cancelled`` if the task has been
-  ///   cancelled. Then there is no connection.
+  ///   cancelled: before, nothing was sent. ``TraitError/Code/systemCall`` also with `EMFILE` for the
+  ///   second descriptor, or an error of epoll_ctl(2). Then there is no connection.
   public static func connect(
     to destination: InternetAddress, from source: InternetAddress? = nil,
     traits: Traits = Traits(), receiving mask: TraitMask = [],
     isolation actor: isolated (any Actor)? = #isolation
   ) async throws(TraitError) -> TCPConnection {
+    let cancelled = "a connection to \(destination) was waited for"
+    guard !Task.isCancelled else { throw TraitError(cancelled: cancelled) }
     let socket = try begin(destination, source, traits, mask)
     let slot = ReadinessSlot(for: .sending)
     var generation: UInt64?
     while SocketWait.look(socket.borrowed, for: POLLOUT) == 0 {
-      guard !Task.isCancelled else {
-        throw TraitError(cancelled: "a connection to \(destination) was waited for")
-      }
+      guard !Task.isCancelled else { throw TraitError(cancelled: cancelled) }
       do throws(Errno) {
         try await slot.wait(for: socket.borrowed, since: &generation, isolation: actor)
       } catch {
@@ -215,7 +218,11 @@ public struct TCPConnection: ~Copyable, Sendable {
     if !traits.isEmpty { try options.setSent(traits) }
     if !mask.isEmpty { try options.setReceived(mask) }
     do throws(Errno) {
-      if let source { try socket.borrowed.bindSocket(to: source) }
+      if let source {
+        // The same port may then go with other destinations (ip(7)).
+        if source.port == 0 { try socket.borrowed.setOption(Int32(IPPROTO_IP), IP_BIND_ADDRESS_NO_PORT, 1) }
+        try socket.borrowed.bindSocket(to: source)
+      }
       try socket.borrowed.connectSocket(to: destination)
     } catch {
       guard error == .nowInProgress else { throw TraitError(connecting: destination, error) }
@@ -396,7 +403,8 @@ public struct TCPConnection: ~Copyable, Sendable {
   /// - Parameters:
   ///   - bytes: Where they go.
   ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
-  ///     ``MessageFlags/truncated`` is taken out, as it would throw bytes away.
+  ///     ``MessageFlags/truncated`` is taken out, as it would throw bytes away, and
+  ///     ``MessageFlags/errorQueue``, as its messages are no part of the stream.
   /// - Returns: What came, or that the stream is at its end.
   /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the time-out of
   ///   ``setReceiveTimeout(_:)``, or at all without waiting; ``TraitError/Code/systemCall``
@@ -425,10 +433,12 @@ public struct TCPConnection: ~Copyable, Sendable {
   ///
   /// - Parameters:
   ///   - bytes: Where they go.
-  ///   - flags: ``MessageFlags/peek`` or none.
+  ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
   /// - Throws: ``TraitError/Code/cancelled`` if the task has been cancelled, and no byte is
-  ///   lost; otherwise as the one that waits in its thread, but for
-  ///   ``TraitError/Code/wouldBlock``.
+  ///   lost; ``TraitError/Code/wouldBlock`` only if it is not to wait; ``TraitError/Code/systemCall``
+  ///   also with `EMFILE` for the second descriptor, `EAGAIN` if the thread that waits for all
+  ///   sockets cannot be made, or an error of epoll_ctl(2); otherwise as the one that waits in its
+  ///   thread.
   public func receive(
     into bytes: inout MutableRawSpan, flags: MessageFlags = [],
     isolation actor: isolated (any Actor)? = #isolation
@@ -465,7 +475,7 @@ public struct TCPConnection: ~Copyable, Sendable {
     var control = ReceivedControl()
     do throws(Errno) {
       message = try control.receive(
-        from: fileDescriptor, into: &bytes, flags: flags.subtracting(.truncated))
+        from: fileDescriptor, into: &bytes, flags: flags.subtracting([.truncated, .errorQueue]))
     } catch {
       throw TraitError(reading: error)
     }
@@ -482,7 +492,7 @@ public struct TCPConnection: ~Copyable, Sendable {
     do throws(TraitError) {
       return try receiveNow(&bytes, flags.union(.doNotWait))
     } catch {
-      guard error.code == .wouldBlock else { throw error }
+      guard error.code == .wouldBlock, !flags.contains(.doNotWait) else { throw error }
       return nil
     }
   }
@@ -533,7 +543,7 @@ public struct TCPConnection: ~Copyable, Sendable {
   }
 
   /// Sends all of these bytes, with these traits: whatever part the kernel takes, the rest is
-  /// sent after it with the same traits.
+  /// sent after it with the same traits. The time-out of ``setSendTimeout(_:)`` counts anew for each part.
   ///
   /// - Parameters:
   ///   - bytes: What is to be sent.
@@ -573,11 +583,13 @@ public struct TCPConnection: ~Copyable, Sendable {
   /// - Parameters:
   ///   - bytes: What is to be sent.
   ///   - traits: Of these bytes alone.
-  ///   - flags: ``MessageFlags/more`` or none.
+  ///   - flags: As of the one that waits in its thread.
   /// - Returns: How many bytes the kernel took: 1 at least, if there are any.
-  /// - Throws: ``TraitError/Code/cancelled`` if the task has been cancelled; otherwise as the
-  ///   one that waits in its thread, but for ``TraitError/Code/wouldBlock``. Then nothing was
-  ///   sent.
+  /// - Throws: ``TraitError/Code/cancelled`` if the task has been cancelled;
+  ///   ``TraitError/Code/wouldBlock`` only if it is not to wait; ``TraitError/Code/systemCall`` also
+  ///   with `EMFILE` for the second descriptor, `EAGAIN` if the thread that waits for all sockets cannot
+  ///   be made, or an error of epoll_ctl(2); otherwise as the one that waits in its thread. Then nothing
+  ///   was sent.
   public func send(
     _ bytes: RawSpan, traits: Traits = Traits(), flags: MessageFlags = [],
     isolation actor: isolated (any Actor)? = #isolation
@@ -590,7 +602,9 @@ public struct TCPConnection: ~Copyable, Sendable {
         return try fileDescriptor.sendMessage(
           bytes, traits: traits, flags: flags.union(.doNotWait))
       } catch {
-        guard error == .wouldBlock else { throw TraitError(writing: traits, error) }
+        guard error == .wouldBlock, !flags.contains(.doNotWait) else {
+          throw TraitError(writing: traits, error)
+        }
       }
       do throws(Errno) {
         try await sending.wait(for: fileDescriptor, since: &generation, isolation: actor)

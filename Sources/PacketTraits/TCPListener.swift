@@ -188,7 +188,7 @@ public struct TCPListener: ~Copyable, Sendable {
   /// - Throws: ``TraitError/Code/wouldBlock`` if there was none in time;
   ///   ``TraitError/Code/systemCall`` with another error of accept(2): `EINVAL` if the socket
   ///   does not listen, or no more (shutdown(2)); `EMFILE`, after which the connection waits
-  ///   still.
+  ///   still: to call at once again fails again.
   @available(*, noasync, message: "It waits in its thread: in a task, await the one without a time-out")
   public func accept(timeout: Duration? = nil) throws(TraitError) -> TCPConnection {
     let end = timeout.map { SuspendingClock.now + $0 }
@@ -205,7 +205,8 @@ public struct TCPListener: ~Copyable, Sendable {
   ///
   /// - Throws: ``TraitError/Code/cancelled`` if the task has been cancelled;
   ///   ``TraitError/Code/systemCall`` with an error of accept(2), as `accept(timeout:)` throws
-  ///   it, or of epoll_ctl(2).
+  ///   it, `EMFILE` also for the listener's second descriptor, `EAGAIN` if the thread that waits for all
+  ///   sockets cannot be made, or an error of epoll_ctl(2).
   public func accept(
     isolation actor: isolated (any Actor)? = #isolation
   ) async throws(TraitError) -> TCPConnection {
@@ -249,7 +250,8 @@ extension FileDescriptor {
   /// The corresponding C function is `accept4`.
   ///
   /// - Parameter retryOnInterrupt: Whether to go on waiting if a signal came, though no longer
-  ///   than the socket's time-out (`SO_RCVTIMEO`), which counts from the call.
+  ///   than the socket's time-out (`SO_RCVTIMEO`), which counts from the call; anew if after a signal
+  ///   somebody else took the connection that there was.
   /// - Throws: `EAGAIN` if there was none within the socket's time-out, or at all if it is
   ///   nonblocking; `EINTR` if a signal came and `retryOnInterrupt` is false; `EINVAL` if it does
   ///   not listen; what else accept(2) names.

@@ -130,8 +130,8 @@ public struct KeyStatistics: Hashable, Sendable {
 
 /// What a name of a key may be. The kernel enforces the same; to check it first
 /// gives a message that says which character is wrong.
-enum KeyName {
-  static func check(_ name: String) throws(TraitError) {
+package enum KeyName {
+  package static func check(_ name: String) throws(TraitError) {
     let rule = "a name is 1 to \(TRAITS_NAME_MAX) of a-z, 0-9, '.', '_' and '-'"
     guard !name.isEmpty else {
       throw TraitError(.invalidArgument, "the name is empty: \(rule)")

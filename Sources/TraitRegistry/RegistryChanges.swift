@@ -57,7 +57,9 @@ public struct RegistryChanges: AsyncSequence, Sendable {
   ///   default. A change takes less than 1 KiB.
   /// - Throws: ``/PacketTraits/TraitError/Code/unsupportedKernel`` if this kernel has
   ///   no packet traits, or does not tell of changes; ``/PacketTraits/TraitError/Code/systemCall``
-  ///   if a socket cannot be had.
+  ///   if a socket cannot be had; ``/PacketTraits/TraitError/Code/invalidArgument`` if the size is
+  ///   not 1 to 2,147,483,647; ``/PacketTraits/TraitError/Code/malformedReply`` if the kernel's answer is
+  ///   no netlink message of this family.
   public init(receiveBufferSize: Int? = nil) throws(TraitError) {
     listener = try ChangeListener(receiveBufferSize: receiveBufferSize)
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 
 internal import PacketTraits
+internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 
@@ -60,9 +61,7 @@ final class Connections: Sendable {
     lastArrival.withLock { $0 = .now }
     return try await withThrowingTaskGroup(of: Event.self) { group in
       defer { group.cancelAll() }
-      func acceptNext() {
-        group.addTask { .accepted(Accepted(try await self.listener.accept())) }
-      }
+      func acceptNext() { group.addTask { try await self.acceptNext() } }
       acceptNext()
       if let timeout { group.addTask { try await self.waitUntilIdle(timeout) } }
       var accepted = 0
@@ -84,11 +83,40 @@ final class Connections: Sendable {
     }
   }
 
+  /// The next connection. Where there is nothing left to have it with it waits in the listener's queue
+  /// until there is, and others can end.
+  private func acceptNext() async throws -> Event {
+    var hasComplained = false
+    while true {
+      do throws(TraitError) {
+        return .accepted(Accepted(try await listener.accept()))
+      } catch {
+        switch error.underlyingError {
+        case .tooManyOpenFiles, .tooManyOpenFilesInSystem, .noMemory, .noBufferSpace:
+          if !hasComplained { complain("\(error); it waits") }
+          hasComplained = true
+          try await Task.sleep(for: .milliseconds(100))
+        case .connectionAbort:
+          // It is gone already (accept(2)).
+          continue
+        default:
+          throw error
+        }
+      }
+    }
+  }
+
   /// Tells what one connection brings, to its end.
   private func follow(_ connection: borrowing TCPConnection) async throws -> Event {
     let peer = connection.peerAddress.description
-    let synTraits = savesSYN ? try reports(of: try connection.synTraits()) : nil
-    try tell(ConnectionReport(peer: peer, synTraits: synTraits))
+    let saved: Traits?
+    do throws(TraitError) {
+      saved = savesSYN ? try connection.synTraits() : nil
+    } catch {
+      try tell(ConnectionEndReport(peer: peer, error: error.description))
+      return .ended
+    }
+    try tell(ConnectionReport(peer: peer, synTraits: try saved.map(reports)))
     var bytes = [UInt8](repeating: 0, count: 65536)
     while true {
       let received: ReceivedBytes
@@ -109,6 +137,8 @@ final class Connections: Sendable {
         ReadReport(
           peer: peer, length: received.length, traits: try reports(of: received.traits),
           traitsTruncated: received.areTraitsTruncated))
+      // A peer that sends without a pause would keep the others from this thread.
+      await Task.yield()
     }
   }
 
@@ -119,8 +149,9 @@ final class Connections: Sendable {
 
   private func tell(_ event: some ConnectionEvent) throws {
     try lastArrival.withLock {
-      $0 = .now
       try report(event)
+      // However long that took: meanwhile nobody looked whether something came.
+      $0 = .now
     }
   }
 
@@ -131,4 +162,13 @@ final class Connections: Sendable {
       try await Task.sleep(until: end, clock: .continuous)
     }
   }
+}
+
+/// Lets this process have as many descriptors as it may (getrlimit(2), `RLIMIT_NOFILE`): the usual limit of
+/// 1024 is for programs with select(2).
+func allowDescriptors() {
+  var limit = rlimit()
+  guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
+  limit.rlim_cur = limit.rlim_max
+  _ = setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
 }

@@ -10,6 +10,15 @@ struct Keys: ParsableCommand {
     subcommands: [Add.self, Delete.self, List.self, Watch.self, Statistics.self])
 }
 
+/// - Throws: What is wrong with a name that no key can have.
+func validateName(_ name: String) throws {
+  do throws(TraitError) {
+    try KeyName.check(name)
+  } catch {
+    throw ValidationError(error.message)
+  }
+}
+
 extension Keys {
   struct Add: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -46,6 +55,8 @@ extension Keys {
     @Flag(help: "Keep its value on packets that enter another network namespace.")
     var crossNetns = false
 
+    func validate() throws { try validateName(name) }
+
     func run() throws {
       try reportingErrors {
         var flags: KeyFlags = []
@@ -75,10 +86,16 @@ extension Keys {
     @Flag(help: "Take digits, too, as a name.")
     var name = false
 
+    private var isNumber: Bool {
+      !name && !key.isEmpty && key.utf8.allSatisfy { (48...57).contains($0) }
+    }
+
+    func validate() throws { if !isNumber { try validateName(key) } }
+
     func run() throws {
       try reportingErrors {
         var registry = try RegistryConnection()
-        if !name, !key.isEmpty, key.utf8.allSatisfy({ (48...57).contains($0) }) {
+        if isNumber {
           guard let id = TraitID(argument: key) else {
             throw TraitError(.noSuchKey, "there is no key \(key): numbers are 0 to 63")
           }
@@ -155,7 +172,8 @@ extension Keys {
         XDP program or a driver took their room. scrubbed: lost at \
         least one value on entry to another network namespace. allocated: pieces \
         of memory for traits outside of a packet's headroom. evicted: moved from \
-        the headroom to such memory. lost: for lack of memory.
+        the headroom to such memory. lost: for lack of memory, or in part for lack \
+        of room.
         With --keys, what happened to the values of each key since it was \
         registered. set: by programs and sockets. read: by programs and sockets. \
         dropped: packets became one that has no value, though one of them had \

@@ -78,6 +78,7 @@ struct Listen: AsyncParsableCommand {
       throw ValidationError(
         "--address is \"\(address)\", but must be an IPv4 or IPv6 address, as 192.0.2.1 or 2001:db8::1.")
     }
+    for name in names { try validateName(name) }
     if savesSYN && !tcp {
       throw ValidationError("--save-syn is for connections: it takes --tcp.")
     }
@@ -92,13 +93,15 @@ struct Listen: AsyncParsableCommand {
   }
 
   private func takeConnections() async throws {
+    // Two for each connection.
+    allowDescriptors()
     var registry = try RegistryConnection()
     let listener = try open { family throws(Errno) in try TCPListener(family) }
     let keys = try askForKeys(&registry) { mask throws(TraitError) in
       try listener.setReceivedTraits(mask)
+      if savesSYN { try listener.setSavedSYNTraits(mask) }
     }
-    if savesSYN { try listener.setSavedSYNTraits(TraitMask(keys.map(\.id))) }
-    let local = localAddress(try listener.localAddress().family)
+    let local = try localAddress(try listener.localAddress().family)
     do throws(Errno) {
       try listener.listen(at: local)
     } catch {
@@ -159,9 +162,7 @@ struct Listen: AsyncParsableCommand {
   private func open<Socket: ~Copyable>(
     _ make: (InternetAddress.Family) throws(Errno) -> Socket
   ) throws -> Socket {
-    if let address, let local = InternetAddress(address, port: port) {
-      return try make(local.family)
-    }
+    if address != nil { return try make(try localAddress(.ipv6).family) }
     do {
       return try make(.ipv6)
     } catch Errno.addressFamilyNotSupported {
@@ -169,12 +170,18 @@ struct Listen: AsyncParsableCommand {
     }
   }
 
-  private func localAddress(_ family: InternetAddress.Family) -> InternetAddress {
-    address.flatMap { InternetAddress($0, port: port) } ?? .any(family, port: port)
+  /// - Parameter family: Of the socket, if it is to receive at all addresses.
+  private func localAddress(_ family: InternetAddress.Family) throws -> InternetAddress {
+    guard let address else { return .any(family, port: port) }
+    guard let local = InternetAddress(address, port: port) else {
+      // The interface that it names is gone since it was looked at.
+      throw TraitError(.invalidArgument, "\(address) is no address any more")
+    }
+    return local
   }
 
   private func bind(_ socket: borrowing UDPSocket) throws {
-    let local = localAddress(try socket.localAddress().family)
+    let local = try localAddress(try socket.localAddress().family)
     do throws(Errno) {
       try socket.bind(to: local)
     } catch {

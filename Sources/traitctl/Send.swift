@@ -73,6 +73,7 @@ struct Send: ParsableCommand {
       throw ValidationError(
         "--address is \"\(address)\", but must be an IPv4 or IPv6 address, as 192.0.2.1 or 2001:db8::1.")
     }
+    for trait in traits { try validateName(trait.name) }
     var names: Set<String> = []
     for trait in traits where !names.insert(trait.name).inserted {
       throw ValidationError("--trait gives \(trait.name) two values.")

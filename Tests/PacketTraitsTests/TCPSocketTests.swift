@@ -192,6 +192,8 @@ struct TCPSocketTests {
     let destination = try listener.localAddress()
     let client = try TCPConnection.connect(to: destination, from: source)
     #expect(try client.localAddress().host == "127.0.0.3")
+    // Its port is not kept from connections to others.
+    #expect(try client.fileDescriptor.option(Int32(IPPROTO_IP), IP_BIND_ADDRESS_NO_PORT) == 1)
     #expect(try listener.accept(timeout: .seconds(10)).peerAddress == (try client.localAddress()))
     expectCode(.systemCall, .addressInUse) {
       _ = try TCPConnection.connect(to: destination, from: try client.localAddress())

@@ -122,6 +122,12 @@ struct TCPTaskTests {
   func cancellation() async throws {
     let listener = SharedListener(try loopbackListener())
     try await expectCancelled { _ = try await listener.listener.accept() }
+    // Nor is there a connection at the other end.
+    let address = try listener.listener.localAddress()
+    try await expectCancelledBefore { _ = try await TCPConnection.connect(to: address) }
+    #expect(throws: Errno.resourceTemporarilyUnavailable) {
+      _ = try listener.listener.fileDescriptor.acceptSocket()
+    }
     let client = try await TCPConnection.connect(to: try listener.listener.localAddress())
     let server = SharedConnection(try await listener.listener.accept())
 
@@ -153,6 +159,29 @@ struct TCPTaskTests {
     }
     let error = await #expect(throws: TraitError.self) { try await task.value }
     #expect(error?.code == .cancelled)
+  }
+
+  @Test("do not wait where they are told not to")
+  func unwaiting() async throws {
+    let (client, server) = try SharedConnection.pair(.ipv4)
+    var bytes = [UInt8](repeating: 0, count: 10)
+    let nothing = await #expect(throws: TraitError.self) {
+      _ = try await server.connection.receive(into: &bytes, flags: .doNotWait)
+    }
+    #expect(nothing?.code == .wouldBlock)
+    // What is no part of the stream is not its end.
+    let noError = await #expect(throws: TraitError.self) {
+      _ = try await server.connection.receive(into: &bytes, flags: [.doNotWait, .errorQueue])
+    }
+    #expect(noError?.code == .wouldBlock)
+
+    let payload = streamBytes(16 << 20)
+    var sent = 0
+    let full = await #expect(throws: TraitError.self) {
+      try await client.connection.sendAll(payload.span.bytes, flags: .doNotWait, sent: &sent)
+    }
+    #expect(full?.code == .wouldBlock)
+    #expect(sent > 0 && sent < payload.count)
   }
 
   @Test(

@@ -76,7 +76,14 @@ struct TraitctlTests {
       (["keys", "add", "a", "--size", "4", "--merge", "exact", "--id", "+5"], "'+5'"),
       (["keys", "add", "a", "--size", "+4", "--merge", "exact"], "'+4'"),
       (["keys", "add", "a", "--size", "4", "--merge", "exact", "--open"], "--open"),
+      (["keys", "add", "Bad", "--size", "4", "--merge", "exact"], "the name \"Bad\" has B in it"),
+      (["keys", "add", "", "--size", "4", "--merge", "exact"], "the name is empty"),
       (["keys", "del"], "<key>"),
+      (["keys", "del", ""], "the name is empty"),
+      (["keys", "del", "12", "--name", "--bad"], "--bad"),
+      (["keys", "del", "a b"], "has   in it"),
+      (["listen", "--port", "1", "--key", "A"], "the name \"A\" has A in it"),
+      (["send", "--port", "1", "--address", "::1", "--trait", "A=1"], "the name \"A\" has A in it"),
       (["listen"], "--port"),
       (["listen", "--port", "65536"], "65536"),
       (["listen", "--port", "1", "--count", "0"], "--count is 0, but must be 1 or more"),
@@ -384,6 +391,68 @@ struct ConnectionsTests {
     #expect(end == .idle(ended: lines.all.count { $0.text.hasSuffix("ended") }))
     #expect(lines.all.count <= 3)
     withExtendedLifetime(silent.peerAddress) {}
+  }
+
+  @Test("are waited for anew once it has been told of one, however long that took")
+  func slowReport() async throws {
+    // In a process of its own, where no other test has the threads meanwhile.
+    await #expect(processExitsWith: .success) {
+      let listener = try TCPListener(.ipv4)
+      try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+      let address = try listener.localAddress()
+      let connections = Connections(listener, keyNames: [:], savesSYN: false) { event in
+        // As a pipe that nobody empties.
+        if event is ConnectionReport { usleep(1_500_000) }
+      }
+      let connection = try await TCPConnection.connect(to: address)
+      try connection.shutdown(.sending)
+      let end = try await connections.serve(count: 1, timeout: .seconds(1))
+      try #require(end == .complete)
+    }
+  }
+
+  @Test("wait while there are no descriptors for them, and are taken then")
+  func descriptors() async throws {
+    // In a process of its own: others need descriptors as well.
+    await #expect(processExitsWith: .success) {
+      let listener = try TCPListener(.ipv4)
+      try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+      let address = try listener.localAddress()
+      let lines = Lines()
+      let connections = Connections(listener, keyNames: [:], savesSYN: false, report: lines.add)
+      let serving = Task { try await connections.serve(count: 2, timeout: .seconds(60)) }
+      func until(_ count: Int) async throws {
+        for _ in 0..<30_000 where lines.all.count < count { try await Task.sleep(for: .milliseconds(1)) }
+        try #require(lines.all.count == count)
+      }
+      // By then the descriptors that waiting takes are there.
+      let first = try await TCPConnection.connect(to: address)
+      try await until(1)
+
+      var limit = rlimit(rlim_cur: 256, rlim_max: 256)
+      try #require(setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0)
+      var others: [Int32] = []
+      while true {
+        let other = dup(0)
+        if other < 0 { break }
+        others.append(other)
+      }
+      try #require(errno == EMFILE && others.count > 3)
+      close(others.removeLast())
+      let second = try await TCPConnection.connect(to: address)
+      try await Task.sleep(for: .milliseconds(300))
+      try #require(lines.all.count == 1)
+      // For the connection, and to wait for it.
+      close(others.removeLast())
+      close(others.removeLast())
+      try await until(2)
+      try second.shutdown(.sending)
+      try await until(3)
+      try first.shutdown(.sending)
+      let end = try await serving.value
+      try #require(end == .complete)
+      try #require(lines.all.map(\.text).filter { $0.hasSuffix("  ended") }.count == 2)
+    }
   }
 
   @Test("are left when nobody reads what is told")
