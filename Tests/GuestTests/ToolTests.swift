@@ -85,7 +85,6 @@ extension Guest {
             ["keys", "add", "wrong", "--size", "16", "--merge", "min"],
             "because of its merge: min, max, or, and are of sizes 4 and 8"
           ),
-          (["keys", "add", "Wrong", "--size", "4", "--merge", "drop"], "the name \"Wrong\" has W in it"),
           (["keys", "del", "no.such.key"], "there is no such key"),
           (["listen", "--port", "0", "--key", "no.such.key"], "there is no such key"),
         ] {
