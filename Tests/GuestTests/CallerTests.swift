@@ -4,6 +4,7 @@ import CNetworkLab
 import CTraits
 import Glibc
 import NetworkLab
+import Synchronization
 import SystemPackage
 import Testing
 import TraitRegistry
@@ -455,6 +456,50 @@ extension Guest {
         for number in 0..<3 as Range<UInt32> {
           try ring.send(lane, number, sample.traits, .withoutCopy)
           try lane.expect(number, sample.traits)
+        }
+      }
+    }
+
+    @Test(
+      "sendmsg gives the rest of what a stream did not take at once the same traits", arguments: Owner.allCases,
+      Request.allCases)
+    func rest(owner: Owner, request: Request) throws {
+      // Bytes with no value would take it from those before them.
+      try Guest.withKeys([.bytes4], merge: .drop) { ids in
+        let listener = try TCPListener(.ipv4)
+        // Less than is sent has room at both ends; a 32-bit program has 80 KiB at once.
+        var room: Int32 = 5_000
+        setsockopt(listener.fileDescriptor.rawValue, SOL_SOCKET, SO_RCVBUF, &room, 4)
+        try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+        try listener.setReceivedTraits(TraitMask(ids))
+        let client = try TCPConnection.connect(to: try listener.localAddress())
+        let server = try listener.accept(timeout: .seconds(10))
+        try client.setSendBufferSize(room)
+        try server.setReceiveTimeout(.milliseconds(100))
+        let payload = (0..<70_000).map { UInt8(truncatingIfNeeded: $0 >> 8) }
+        let traits = try Traits([(ids[0], [1, 2, 3, 4])])
+        let ring = try Ring(owner)
+
+        let reading = Mutex((received: [UInt8](), without: 0))
+        let socket = server.fileDescriptor
+        @Sendable func read() throws {
+          guard let arrival = try? Guest.arrival(socket, payloadRoom: 65536) else { return }
+          let found = try arrival.traits
+          reading.withLock {
+            $0.received += arrival.payload
+            if found != traits { $0.without += arrival.payload.count }
+          }
+        }
+        _ = try repeating(read) { _ in
+          try transfer(payload, ring.control(traits), Int32(MSG_WAITALL)) {
+            lab_ring_sendmsg(ring.pointer, client.fileDescriptor.rawValue, request.request, $0)
+          }
+        }
+        let end = ContinuousClock.now + .seconds(30)
+        while reading.withLock({ $0.received.count }) < payload.count, ContinuousClock.now < end { try read() }
+        reading.withLock {
+          #expect($0.received == payload)
+          #expect($0.without == 0 || Guest.storesMayFail)
         }
       }
     }

@@ -22,7 +22,9 @@ enum Card: String, CaseIterable, CustomTestStringConvertible, Sendable {
   /// Their Ethernet addresses, as guest.sh has them.
   var addresses: [String] {
     let number = 1 + 2 * (Self.allCases.firstIndex(of: self) ?? 0)
-    return ["02:00:00:00:77:0\(number)", "02:00:00:00:77:0\(number + 1)"]
+    return [number, number + 1].map {
+      "02:00:00:00:77:" + ($0 < 16 ? "0" : "") + String($0, radix: 16)
+    }
   }
 
   /// The cards by the names that they have now, if both are there.

@@ -316,6 +316,39 @@ extension Guest {
       }
     }
 
+    @Test(
+      "a message of three segments has what each key's policy says, for a program of a sockmap",
+      arguments: Route.allCases)
+    func message(route: Route) throws {
+      let cable = try suiteCable()
+      for item in cases {
+        try Guest.withKeys([.bytes8], merge: item.merge) { ids in
+          // The program asks, and nobody else.
+          let stream = try WrittenStream(cable, route, [])
+          let verdict = try SkbProgram(.verdict, port: Guest.port, [.get(ids[0].rawValue, size: 8)])
+          try verdict.attachToReceived(by: stream.server, messageLength: UInt32(3 * Self.length))
+          let table = try tagging(cable, route, [(ids[0], .bytes8)], item.values.map { [$0] })
+          for round in 0..<2 {
+            for row in 0..<3 { try stream.send(Self.segment(row), at: (3 * round + row) * Self.length) }
+            var bytes: [UInt8] = []
+            while bytes.count < 3 * Self.length { bytes += try Guest.arrival(stream.server).payload }
+            #expect(bytes == (0..<3).flatMap { Self.segment($0) })
+            let results = try verdict.results()
+            // The message, and not each of its segments.
+            #expect(results.runs == UInt64(round + 1))
+            guard !Guest.storesMayFail else { continue }
+            // It cannot be kept in parts.
+            let right = item.reads.count == 1 ? item.reads[0].value : nil
+            let step = results.steps[0]
+            #expect(step.status == (right == nil ? -ENOENT : 8), "\(item.testDescription)")
+            if let right { #expect(Array(step.value.prefix(8)) == Self.value(right), "\(item.testDescription)") }
+          }
+          try verdict.detach()
+          try table.program.detach()
+        }
+      }
+    }
+
     @Test("three reads of one segment have its traits each", arguments: Route.allCases)
     func pieces(route: Route) throws {
       let cable = try suiteCable()

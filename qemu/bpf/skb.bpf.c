@@ -228,6 +228,13 @@ int skb_verdict(struct __sk_buff *skb)
 	return script.action;
 }
 
+/* Messages of one length, which is the action */
+SEC("sk_skb/stream_parser")
+int skb_parser(struct __sk_buff *skb)
+{
+	return script.action;
+}
+
 /* A packet begins with its IP header there */
 SEC("netfilter")
 int skb_netfilter(struct bpf_nf_ctx *hook)

@@ -24,7 +24,7 @@ guest_cards() {
 	# Emulated from QEMU 8.0 on
 	! qemu-system-x86_64 -device help 2>/dev/null | grep -q '^name "igb"' || models+=(igb)
 	for model in "${models[@]}"; do
-		printf -- '-netdev hubport,id=card%d,hubid=%d -device %s,netdev=card%d,mac=02:00:00:00:77:0%d,romfile= ' \
+		printf -- '-netdev hubport,id=card%d,hubid=%d -device %s,netdev=card%d,mac=02:00:00:00:77:%02x,romfile= ' \
 			$number $number "$model" $number $number \
 			$((number + 1)) $number "$model" $((number + 1)) $((number + 1))
 		number=$((number + 2))

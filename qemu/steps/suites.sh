@@ -256,8 +256,8 @@ command_test() {
 		esac
 	done
 	use_profile "${profile:-plain}"
-	[[ -z ${PACKET_TRAITS_SEED:-} || $PACKET_TRAITS_SEED =~ ^[0-9]{1,19}$ ]] ||
-		usage_error "PACKET_TRAITS_SEED is a number, as a run with --long prints it, not '$PACKET_TRAITS_SEED'" test
+	[[ -z ${PACKET_TRAITS_SEED:-} || $PACKET_TRAITS_SEED =~ ^[0-9]{1,18}$ ]] ||
+		usage_error "PACKET_TRAITS_SEED is a number of 18 digits at most, as a run prints it, not '$PACKET_TRAITS_SEED'" test
 	[ -z "$long" ] || use_long
 	offered=$(suites_of "$PROFILE")
 	for suite in "${suites[@]}"; do

@@ -224,13 +224,20 @@ public class BPFProgram {
   }
 
   /// Lets a program decide about what the sockets in one of its maps receive.
-  func attachToSockets(of map: String) throws {
-    let descriptor = descriptor
+  ///
+  /// - Parameter parser: What finds the messages in it, if not whatever comes is one; in place as
+  ///   long as this program.
+  func attachToSockets(of map: String, parser: BPFProgram? = nil) throws {
     let sockets = bpf_object__find_map_fd_by_name(object, map)
     guard sockets >= 0 else { throw LabError("the program has no map \(map)") }
-    let status = bpf_prog_attach(descriptor, sockets, BPF_SK_SKB_STREAM_VERDICT, 0)
-    guard status == 0 else { throw Self.failure("\(map): the program cannot be attached", status) }
-    onDetach { bpf_prog_detach2(descriptor, sockets, BPF_SK_SKB_STREAM_VERDICT) }
+    func attach(_ program: BPFProgram, _ type: bpf_attach_type) throws {
+      let descriptor = program.descriptor
+      let status = bpf_prog_attach(descriptor, sockets, type, 0)
+      guard status == 0 else { throw Self.failure("\(map): the program cannot be attached", status) }
+      onDetach { withExtendedLifetime(program) { _ = bpf_prog_detach2(descriptor, sockets, type) } }
+    }
+    if let parser { try attach(parser, BPF_SK_SKB_STREAM_PARSER) }
+    try attach(self, BPF_SK_SKB_STREAM_VERDICT)
   }
 
   /// Puts an entry into one of the program's maps.

@@ -172,8 +172,17 @@ public final class SkbProgram: BPFProgram {
   }
 
   /// Attaches a program for what sockets receive to one of them, until that is closed.
-  public func attachToReceived(by socket: FileDescriptor) throws {
-    try attachToSockets(of: "sockets")
+  ///
+  /// - Parameter messageLength: Of a stream, how many bytes the program is to have at once; nil
+  ///   for what comes at once.
+  public func attachToReceived(by socket: FileDescriptor, messageLength: UInt32? = nil) throws {
+    let parser = try messageLength.map { length in
+      try BPFProgram(
+        "skb", function: "skb_parser",
+        constants: ScriptStep.constants(.port(0), action: length, interface: 0, []),
+        map: ".rodata.script")
+    }
+    try attachToSockets(of: "sockets", parser: parser)
     try update("sockets", key: 0, socket: socket)
   }
 

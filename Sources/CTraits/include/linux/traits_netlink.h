@@ -29,7 +29,8 @@ enum traits_key_flags {
 
 /**
  * enum traits_merge - What becomes of the values when two packets become one.
- *   Packets are merged by GRO, and by the reassembly of fragments.
+ *   Packets are merged by GRO, by the reassembly of fragments, and by TCP,
+ *   where it joins segments and delivers what came in several of them.
  * @TRAITS_MERGE_EXACT: Packets whose values differ, or of which one has none,
  *   are not merged. Fragments cannot stay apart: the key is kept only if all
  *   of them have it, with equal values.
