@@ -285,7 +285,7 @@ patch_check() {
 	[ $# -eq 0 ] || usage_error "patch check takes no argument" patch
 	open_cache
 	need_series check
-	install_packages
+	install_packages python3-git
 	lock_cache
 	ensure_source
 	local id number=0 count patch commit bad=0 log
