@@ -922,15 +922,32 @@ extension Guest {
       }
     }
 
-    @Test("a socket of several paths refuses them", arguments: [Route.ipv4, .ipv6])
-    func multipath(route: Route) throws {
+    /// Sockets that have TCP beneath them.
+    enum Upper: String, CaseIterable, CustomTestStringConvertible {
+      case multipath = "MPTCP"
+      /// Without a device for remote memory what is beneath carries the data.
+      case sharedMemory = "SMC"
+
+      var testDescription: String { rawValue }
+
+      func socket(_ route: Route) -> Int32 {
+        let type = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
+        return switch self {
+        // IPPROTO_MPTCP
+        case .multipath: Glibc.socket(route == .ipv4 ? AF_INET : AF_INET6, type, 262)
+        // SMCPROTO_SMC and SMCPROTO_SMC6
+        case .sharedMemory: Glibc.socket(AF_SMC, type, route == .ipv4 ? 0 : 1)
+        }
+      }
+    }
+
+    @Test("a socket that is not TCP alone refuses them", arguments: Upper.asked, [Route.ipv4, .ipv6])
+    func upper(kind: Upper, route: Route) throws {
       let cable = try suiteCable()
       try withKeys(1) { ids in
-        let family = route == .ipv4 ? AF_INET : AF_INET6
-        // IPPROTO_MPTCP
         func open(_ namespace: NetworkNamespace) throws -> FileDescriptor {
           try namespace.run {
-            let descriptor = socket(family, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 262)
+            let descriptor = kind.socket(route)
             guard descriptor >= 0 else { throw LabError("socket: \(Errno(rawValue: errno))") }
             return FileDescriptor(rawValue: descriptor)
           }
