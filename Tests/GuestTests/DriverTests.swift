@@ -224,7 +224,9 @@ extension Guest {
       ])
       let isNewer = route == .ipv6
       try Guest.withKeys([TraitSize](repeating: .bytes16, count: 12)) { ids in
-        for count in [1, 12] {
+        // Where a write must not wait the device runs the program, and else the stack.
+        for (count, waits) in [(1, false), (12, false), (1, true), (12, true)] {
+          try #require(fcntl(tap.rawValue, F_SETFL, O_RDWR | (waits ? 0 : O_NONBLOCK)) == 0)
           let values = distinct(ids.prefix(count))
           let tag = try ScriptProgram(port: Guest.port, setting(values))
           try tag.program.attach(to: "fed0", in: namespace, mode: mode)
@@ -232,7 +234,6 @@ extension Guest {
           var passages = Passages()
           let changes = try Guest.changes {
             for sequence in 0..<20 as Range<UInt32> {
-              // Beyond a page the device copies otherwise, and the program runs in the stack.
               let payload = TagProgram.payload(sequence, length: 36 + Int(sequence) * 70)
               let frame = udpFrame(
                 source: [2, 0, 0, 0, 0, 9], destination: [2, 0, 0, 0, 0, 0x10],
@@ -242,7 +243,7 @@ extension Guest {
               #expect(written == frame.count)
               let arrival = try inbox.arrival()
               #expect(arrival.payload == payload)
-              try passages.expect(arrival, Traits(values), "frame \(sequence), \(count) values")
+              try passages.expect(arrival, Traits(values), "frame \(sequence), \(count) values, waits: \(waits)")
             }
           }
           #expect(changes.set == 20)

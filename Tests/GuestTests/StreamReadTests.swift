@@ -341,7 +341,9 @@ extension Guest {
             let right = item.reads.count == 1 ? item.reads[0].value : nil
             let step = results.steps[0]
             #expect(step.status == (right == nil ? -ENOENT : 8), "\(item.testDescription)")
-            if let right { #expect(Array(step.value.prefix(8)) == Self.value(right), "\(item.testDescription)") }
+            if let right {
+              #expect(Array(step.value.prefix(8)) == Self.value(right), "\(item.testDescription)")
+            }
           }
           try verdict.detach()
           try table.program.detach()
@@ -802,37 +804,44 @@ extension Guest {
       guard !Guest.storesMayFail else { return }
       let before = try settled { _ in false }
       for item in cases {
-        try Guest.withKeys([.bytes8], merge: item.merge) { ids in
-          let (near, far) = try encrypted(route, along: cable, ids)
-          defer {
-            try? near.close()
-            try? far.close()
-          }
-          // Behind headers with time stamps, the last byte of the nonce
-          let table = try TableProgram(
-            .ipProtocol(6), [(ids[0], .bytes8)], item.values.map { [$0.map { Self.value($0) }] },
-            rowAt: (route == .ipv6 ? 86 : 66) + 12)
-          try table.program.attach(to: cable.receiver)
-          for row in 0..<3 { #expect(try near.writeAll(Self.segment(row)) == Self.length) }
-          // 29 bytes around each
-          var pending: Int32 = 0
-          for _ in 0..<1000 where pending < 3 * 129 {
-            usleep(5000)
-            _ = ioctl(far.rawValue, 0x541b, &pending)
-          }
-          #expect(try table.runs() == 3)
-          var row = 0
-          for read in item.reads {
-            let payload = (row..<row + read.count).flatMap { Self.segment($0) }
-            let right = try Self.traits(ids[0], read.value)
-            for flags in [MessageFlags.peek, .peek, []] {
-              let arrival = try arrivalOfRecords(far, flags: flags)
-              #expect(arrival.payload == payload, "\(item.testDescription)")
-              #expect(try arrival.traits == right, "\(item.testDescription)")
+        // Decrypted by one who stops nowhere, and kept: or by those who ask
+        for isDecrypted in item.merge == .exact ? [false, true] : [false] {
+          try Guest.withKeys([.bytes8], merge: item.merge) { ids in
+            let (near, far) = try encrypted(route, along: cable, ids)
+            defer {
+              try? near.close()
+              try? far.close()
             }
-            row += read.count
+            // Behind headers with time stamps, the last byte of the nonce
+            let table = try TableProgram(
+              .ipProtocol(6), [(ids[0], .bytes8)], item.values.map { [$0.map { Self.value($0) }] },
+              rowAt: (route == .ipv6 ? 86 : 66) + 12)
+            try table.program.attach(to: cable.receiver)
+            for row in 0..<3 { #expect(try near.writeAll(Self.segment(row)) == Self.length) }
+            // 29 bytes around each
+            var pending: Int32 = 0
+            for _ in 0..<1000 where pending < 3 * 129 {
+              usleep(5000)
+              _ = ioctl(far.rawValue, 0x541b, &pending)
+            }
+            #expect(try table.runs() == 3)
+            if isDecrypted {
+              var all = [UInt8](repeating: 0, count: 1000)
+              #expect(recv(far.rawValue, &all, all.count, Int32(MSG_PEEK)) == 3 * Self.length)
+            }
+            var row = 0
+            for read in item.reads {
+              let payload = (row..<row + read.count).flatMap { Self.segment($0) }
+              let right = try Self.traits(ids[0], read.value)
+              for flags in [MessageFlags.peek, .peek, []] {
+                let arrival = try arrivalOfRecords(far, flags: flags)
+                #expect(arrival.payload == payload, "\(item.testDescription)")
+                #expect(try arrival.traits == right, "\(item.testDescription)")
+              }
+              row += read.count
+            }
+            try table.program.detach()
           }
-          try table.program.detach()
         }
       }
       // The parser's packet holds what it was given last, and no more.
@@ -881,6 +890,11 @@ extension Guest {
             #expect(try arrival.traits == Self.traits(ids[0], right), "\(merge), \(values), \(length) bytes")
             if merge == .last { #expect(right == 1 || right == 2) }
             try table.program.detach()
+            // Nothing of that is on the next one.
+            #expect(try near.writeAll(bytes) == length)
+            let next = try arrivalOfRecords(far)
+            #expect(next.payload == bytes)
+            #expect(try next.traits == Traits(), "\(merge), \(values), \(length) bytes")
           }
         }
       }
