@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 
-internal import PacketTraits
 internal import Glibc
+internal import PacketTraits
 internal import Synchronization
 internal import SystemPackage
 
