@@ -173,11 +173,7 @@ struct Listen: AsyncParsableCommand {
   /// - Parameter family: Of the socket, if it is to receive at all addresses.
   private func localAddress(_ family: InternetAddress.Family) throws -> InternetAddress {
     guard let address else { return .any(family, port: port) }
-    guard let local = InternetAddress(address, port: port) else {
-      // The interface that it names is gone since it was looked at.
-      throw TraitError(.invalidArgument, "\(address) is no address any more")
-    }
-    return local
+    return try stillAddress(address, port: port)
   }
 
   private func bind(_ socket: borrowing UDPSocket) throws {

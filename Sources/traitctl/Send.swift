@@ -101,10 +101,7 @@ struct Send: ParsableCommand {
         }
       }
 
-      guard let destination = InternetAddress(address, port: port) else {
-        // The interface that it names is gone since it was looked at.
-        throw TraitError(.invalidArgument, "\(address) is no address any more")
-      }
+      let destination = try stillAddress(address, port: port)
       let payload = Array(text.utf8)
       let report = SentReport(
         destination: destination.description, length: payload.count,

@@ -68,6 +68,16 @@ private func reported(_ error: any Error) -> any Error {
   }
 }
 
+/// The address that an argument was when it was looked at.
+///
+/// - Throws: `invalidArgument` if the interface that it names is gone since.
+func stillAddress(_ text: String, port: UInt16) throws(TraitError) -> InternetAddress {
+  guard let address = InternetAddress(text, port: port) else {
+    throw TraitError(.invalidArgument, "\(text) is no address any more")
+  }
+  return address
+}
+
 func complain(_ message: String) {
   _ = try? FileDescriptor.standardError.writeAll("traitctl: \(message)\n".utf8)
 }

@@ -18,6 +18,24 @@ func traitctl(_ arguments: String...) throws -> Command.Outcome {
   try Command([try Command.built("traitctl")] + arguments).wait()
 }
 
+/// Listens on a port of the loopback interface that nobody has.
+func loopbackListener() throws -> TCPListener {
+  let listener = try TCPListener(.ipv4)
+  try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+  return listener
+}
+
+/// All bytes up to the end of the stream.
+func readAll(_ connection: borrowing TCPConnection) throws -> [UInt8] {
+  var received: [UInt8] = []
+  var bytes = [UInt8](repeating: 0, count: 100)
+  while true {
+    let read = try connection.receive(into: &bytes)
+    if read.isEndOfStream { return received }
+    received += bytes[..<read.length]
+  }
+}
+
 @Suite("traitctl")
 struct TraitctlTests {
   @Test(
@@ -162,8 +180,7 @@ struct TraitctlTests {
 
   @Test("writes to a connection without traits on any kernel", arguments: [false, true])
   func sendsPlainOverTCP(isJSON: Bool) throws {
-    let listener = try TCPListener(.ipv4)
-    try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+    let listener = try loopbackListener()
     let local = try listener.localAddress()
     let command = [
       try Command.built("traitctl"), "send", "--tcp", "--address", "127.0.0.1", "--port",
@@ -172,14 +189,7 @@ struct TraitctlTests {
     let sender = try Command(command + (isJSON ? ["--json"] : []))
     let connection = try listener.accept(timeout: .seconds(30))
     try connection.setReceiveTimeout(.seconds(30))
-    var received: [UInt8] = []
-    var bytes = [UInt8](repeating: 0, count: 100)
-    while true {
-      let read = try connection.receive(into: &bytes)
-      if read.isEndOfStream { break }
-      received += bytes[..<read.length]
-    }
-    #expect(received == Array("hellohellohello".utf8))
+    #expect(try readAll(connection) == Array("hellohellohello".utf8))
     let outcome = try sender.wait()
     #expect(outcome.status == 0, "\(outcome.errors)")
     let line = isJSON ? #"{"destination":"\#(local)","length":5,"traits":[]}"# : "\(local)  length 5"
@@ -194,8 +204,7 @@ struct TraitctlTests {
 
   @Test("ends a connection in order though the peer has said something", arguments: [false, true])
   func sendsToTalker(isLasting: Bool) throws {
-    let listener = try TCPListener(.ipv4)
-    try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+    let listener = try loopbackListener()
     let sender = try Command([
       try Command.built("traitctl"), "send", "--tcp", "--address", "127.0.0.1", "--port",
       "\(try listener.localAddress().port)", "hello",
@@ -203,15 +212,8 @@ struct TraitctlTests {
     let connection = try listener.accept(timeout: .seconds(30))
     try connection.setReceiveTimeout(.seconds(30))
     try connection.sendAll(Array("welcome".utf8).span.bytes)
-    var received: [UInt8] = []
-    var bytes = [UInt8](repeating: 0, count: 100)
-    while true {
-      // With its greeting unread this would be a reset.
-      let read = try connection.receive(into: &bytes)
-      if read.isEndOfStream { break }
-      received += bytes[..<read.length]
-    }
-    #expect(received == Array("hello".utf8))
+    // With its greeting unread this would be a reset.
+    #expect(try readAll(connection) == Array("hello".utf8))
     // A peer that stays is not waited for for ever.
     if !isLasting { try connection.close() }
     let outcome = try sender.wait()
@@ -220,8 +222,7 @@ struct TraitctlTests {
 
   @Test("says that a connection was reset, though all was written")
   func sendsToResetter() throws {
-    let listener = try TCPListener(.ipv4)
-    try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+    let listener = try loopbackListener()
     let sender = try Command([
       try Command.built("traitctl"), "send", "--tcp", "--address", "127.0.0.1", "--port",
       "\(try listener.localAddress().port)", "hello",
@@ -320,36 +321,32 @@ struct ConnectionsTests {
     }
 
     var all: [(text: String, json: String)] { lines.withLock { $0 } }
-  }
 
-  private func listener() throws -> TCPListener {
-    let listener = try TCPListener(.ipv4)
-    try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
-    return listener
+    /// Waits until there are so many.
+    func until(_ count: Int) async throws {
+      for _ in 0..<20_000 where all.count < count { try await Task.sleep(for: .milliseconds(1)) }
+      try #require(all.count == count)
+    }
   }
 
   @Test("are told of from their beginning to their end, several at once")
   func lines() async throws {
-    let listener = try listener()
+    let listener = try loopbackListener()
     let address = try listener.localAddress()
     let lines = Lines()
     let connections = Connections(listener, keyNames: [:], savesSYN: false, report: lines.add)
     let serving = Task { try await connections.serve(count: 2, timeout: .seconds(30)) }
-    func until(_ count: Int) async throws {
-      for _ in 0..<20_000 where lines.all.count < count { try await Task.sleep(for: .milliseconds(1)) }
-      try #require(lines.all.count == count)
-    }
     let first = try await TCPConnection.connect(to: address)
-    try await until(1)
+    try await lines.until(1)
     let second = try await TCPConnection.connect(to: address)
-    try await until(2)
+    try await lines.until(2)
     try await second.sendAll(([1, 2, 3] as [UInt8]).span.bytes)
-    try await until(3)
+    try await lines.until(3)
     try await first.sendAll(([4] as [UInt8]).span.bytes)
-    try await until(4)
+    try await lines.until(4)
     let (one, two) = (try first.localAddress(), try second.localAddress())
     try first.close()
-    try await until(5)
+    try await lines.until(5)
     // By a reset.
     var off = linger(l_onoff: 1, l_linger: 0)
     setsockopt(
@@ -373,13 +370,13 @@ struct ConnectionsTests {
 
   @Test("that do not come are waited for no longer than asked for")
   func idle() async throws {
-    let nothing = Connections(try listener(), keyNames: [:], savesSYN: false) { _ in }
+    let nothing = Connections(try loopbackListener(), keyNames: [:], savesSYN: false) { _ in }
     let start = ContinuousClock.now
     #expect(try await nothing.serve(count: 1, timeout: .milliseconds(100)) == .idle(ended: 0))
     #expect(ContinuousClock.now - start >= .milliseconds(100))
 
     // One that says nothing is no arrival either, and one that has ended counts.
-    let listener = try listener()
+    let listener = try loopbackListener()
     let address = try listener.localAddress()
     let lines = Lines()
     let connections = Connections(listener, keyNames: [:], savesSYN: false, report: lines.add)
@@ -397,8 +394,7 @@ struct ConnectionsTests {
   func slowReport() async throws {
     // In a process of its own, where no other test has the threads meanwhile.
     await #expect(processExitsWith: .success) {
-      let listener = try TCPListener(.ipv4)
-      try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+      let listener = try loopbackListener()
       let address = try listener.localAddress()
       let connections = Connections(listener, keyNames: [:], savesSYN: false) { event in
         // As a pipe that nobody empties.
@@ -415,19 +411,14 @@ struct ConnectionsTests {
   func descriptors() async throws {
     // In a process of its own: others need descriptors as well.
     await #expect(processExitsWith: .success) {
-      let listener = try TCPListener(.ipv4)
-      try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
+      let listener = try loopbackListener()
       let address = try listener.localAddress()
       let lines = Lines()
       let connections = Connections(listener, keyNames: [:], savesSYN: false, report: lines.add)
       let serving = Task { try await connections.serve(count: 2, timeout: .seconds(60)) }
-      func until(_ count: Int) async throws {
-        for _ in 0..<30_000 where lines.all.count < count { try await Task.sleep(for: .milliseconds(1)) }
-        try #require(lines.all.count == count)
-      }
       // By then the descriptors that waiting takes are there.
       let first = try await TCPConnection.connect(to: address)
-      try await until(1)
+      try await lines.until(1)
 
       var limit = rlimit(rlim_cur: 256, rlim_max: 256)
       try #require(setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0)
@@ -445,9 +436,9 @@ struct ConnectionsTests {
       // For the connection, and to wait for it.
       close(others.removeLast())
       close(others.removeLast())
-      try await until(2)
+      try await lines.until(2)
       try second.shutdown(.sending)
-      try await until(3)
+      try await lines.until(3)
       try first.shutdown(.sending)
       let end = try await serving.value
       try #require(end == .complete)
@@ -457,7 +448,7 @@ struct ConnectionsTests {
 
   @Test("are left when nobody reads what is told")
   func unread() async throws {
-    let listener = try listener()
+    let listener = try loopbackListener()
     let address = try listener.localAddress()
     let connections = Connections(listener, keyNames: [:], savesSYN: false) { _ in
       throw Errno.brokenPipe
