@@ -12,7 +12,7 @@ BENCH_FLAGS=(-O2 -g -Wall -Werror -fno-strict-aliasing -mgeneral-regs-only -mpop
 
 # bench_store: instructions and memory of the layouts in qemu/bench/store
 bench_store() {
-	local directory=$RESULTS/bench-store tree=$CACHE/tree/patched objects log source name
+	local directory=$RESULTS/bench-store tree=$TREES/patched objects log source name
 	local -a include measurements
 	objects=$directory/objects
 	log=$directory/build.log
@@ -51,7 +51,7 @@ bench_store() {
 boot_bench() {
 	local directory=$RESULTS/bench-unused status=0
 	FLAVOUR=$1-bench
-	IMAGE=$CACHE/build/$FLAVOUR/arch/x86/boot/bzImage
+	IMAGE=$BUILDS/$FLAVOUR/arch/x86/boot/bzImage
 	boot_guest "$directory/boot" $BENCH_LIMIT qemu/guest/bench "$GUEST_PROGRAMS/traffic" "$directory/boot" || status=$?
 	[ $status -eq 0 ] || fail "the benchmark in the $1 kernel ended with status $status" \
 		"Its output: $directory/boot/output.log" "The kernel's log: $directory/boot/console.log"
@@ -75,7 +75,7 @@ bench_unused() {
 
 	step "bench: the instructions of both kernels"
 	for kernel in unpatched patched; do
-		objdump -d --no-show-raw-insn -j .text "$CACHE/build/$kernel-bench/vmlinux" >"$directory/$kernel.disassembly"
+		objdump -d --no-show-raw-insn -j .text "$BUILDS/$kernel-bench/vmlinux" >"$directory/$kernel.disassembly"
 		awk -f "$BENCH_DIRECTORY/functions.awk" "$directory/$kernel.disassembly" >"$directory/$kernel-functions.tsv"
 		awk -f "$BENCH_DIRECTORY/instructions.awk" "$BENCH_DIRECTORY/paths" "$directory/$kernel.disassembly" |
 			sort -s -t $'\t' -k 1,1 >"$directory/$kernel-instructions.tsv"
@@ -85,7 +85,7 @@ bench_unused() {
 	diff --unchanged-line-format= --old-line-format='- %L' --new-line-format='+ %L' \
 		"$directory"/{unpatched,patched}-instructions.tsv >"$directory/instructions.diff" || [ $? -eq 1 ] ||
 		fail "the instructions of both kernels cannot be compared"
-	"$GUEST_PROGRAMS/branches" "$CACHE/build/patched-bench/vmlinux" traits_enabled >"$directory/branches.tsv" ||
+	"$GUEST_PROGRAMS/branches" "$BUILDS/patched-bench/vmlinux" traits_enabled >"$directory/branches.tsv" ||
 		fail "the patched kernel's static branches cannot be read"
 	awk -v tsv="$directory/static.tsv" -v unpatched="$directory/unpatched-functions.tsv" \
 		-v patched="$directory/patched-functions.tsv" -v branches="$directory/branches.tsv" \

@@ -5,12 +5,16 @@
 # share one kernel tree.
 #
 #   linux.git        the pristine sources that were imported, the applied series
-#   tree/FLAVOUR     a worktree of it (patched, unpatched, check)
-#   build/FLAVOUR    its objects (also: TREE-PROFILE, the same tree with the fragment
+#   source           the tag of the source in use
+#   6.12.N/          what was made of one version:
+#     source         the tag that was imported last
+#     tree/FLAVOUR   a worktree of linux.git (patched, unpatched, check)
+#     build/FLAVOUR  its objects (also: TREE-PROFILE, the same tree with the fragment
 #                    PROFILE; kunit, kunit-debug)
-#   download, apt    what was fetched, and apt's private state
+#     log            output of the steps
+#   download, apt    what is being fetched, and apt's private state
 #   virtme-ng-*      the private Python environment
-#   log              output of the steps
+#   log              output of the steps that all versions share
 #   lock             held while a run changes any of these
 
 CACHE=${PACKET_TRAITS_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/packet-traits}
@@ -36,11 +40,11 @@ need_writable() {
 # leaves none
 open_cache() {
 	local reason
-	reason=$(mkdir -p "$CACHE"/{tree,build,download,log} 2>&1) ||
+	reason=$(mkdir -p "$CACHE"/{download,log} 2>&1) ||
 		fail "cannot make the cache $CACHE: $(head -n 1 <<<"${reason#mkdir: }")" "PACKET_TRAITS_CACHE=DIR puts it elsewhere."
 	CACHE=$(cd "$CACHE" && pwd -P)
 	need_writable "the cache $CACHE" "PACKET_TRAITS_CACHE=DIR puts it elsewhere. After a run as root the cache is root's." \
-		"$CACHE" "$CACHE"/{tree,build,download,log,lock,lock.holder,linux.git}
+		"$CACHE" "$CACHE"/{download,log,lock,lock.holder,linux.git,source} "$CACHE"/"$KERNEL_VERSION.$KERNEL_PATCHLEVEL".*{,/tree,/build,/log}
 	case ${SUBCOMMAND:-} in
 	fetch | patch | build) ;;
 	*) open_results ;;

@@ -27,7 +27,7 @@ report_calls() {
 # report_coverage DIRECTORY: which lines of the option and message code were run, as counts of
 # DIRECTORY/counts tell. Status 1 if they are too few.
 report_coverage() {
-	local directory=$1 counts notes source tree=$CACHE/tree/patched log=$1/gcov.log
+	local directory=$1 counts notes source tree=$TREES/patched log=$1/gcov.log
 	local -a sources=()
 	: >"$directory/lines.tsv"
 	: >"$log"

@@ -37,7 +37,7 @@ kernel_make() {
 	[[ $flavour != *-coverage ]] || counted=("${COVERAGE_OBJECTS[@]/%/.o=y}")
 	"${replace[@]}" env KBUILD_BUILD_USER=packet-traits KBUILD_BUILD_HOST=localhost \
 		KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' \
-		make -C "$CACHE/tree/$(tree_of "$flavour")" O="$CACHE/build/$flavour" ARCH=x86_64 LOCALVERSION= \
+		make -C "$TREES/$(tree_of "$flavour")" O="$BUILDS/$flavour" ARCH=x86_64 LOCALVERSION= \
 		-j "$(nproc)" "${counted[@]/#/GCOV_PROFILE_}" "$@"
 }
 
@@ -88,10 +88,10 @@ unmet_symbols() {
 # configure_kernel FLAVOUR: tinyconfig and the fragments. An unchanged outcome is
 # not written again: make would take it for a change of every symbol.
 configure_kernel() {
-	local flavour=$1 build=$CACHE/build/$1 scratch=$CACHE/build/$1-config log=$CACHE/log/config-$1.log unmet tree
+	local flavour=$1 build=$BUILDS/$1 scratch=$BUILDS/$1-config log=$LOGS/config-$1.log unmet tree
 	local -a fragments
 	mapfile -t fragments < <(fragments_of "$flavour")
-	tree=$CACHE/tree/$(tree_of "$flavour")
+	tree=$TREES/$(tree_of "$flavour")
 	mkdir -p "$build" "$scratch"
 	logged "$log" make -C "$tree" O="$scratch" ARCH=x86_64 tinyconfig
 	ARCH=x86_64 logged "$log" "$tree/scripts/kconfig/merge_config.sh" -m -O "$scratch" \
@@ -130,16 +130,16 @@ count_objects() {
 
 # watch_build FLAVOUR PID: progress of make, by the objects that are there
 watch_build() {
-	local build=$CACHE/build/$1 pid=$2 total count since=$SECONDS every=15 next
+	local build=$BUILDS/$1 pid=$2 total count since=$SECONDS every=15 next
 	next=$((SECONDS + every))
-	total=$(cat "$CACHE/build/$1.objects" 2>/dev/null) || total=$OBJECTS_MEASURED
+	total=$(cat "$BUILDS/$1.objects" 2>/dev/null) || total=$OBJECTS_MEASURED
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 1
 		[ $SECONDS -ge $next ] || continue
 		next=$((SECONDS + every))
 		if [ -e "$build/vmlinux" ]; then
 			# How many of them a change reaches is not known before make has looked
-			count=$(count_objects "$build" -newer "$CACHE/build/$1.begun")
+			count=$(count_objects "$build" -newer "$BUILDS/$1.begun")
 			detail "$(clock) kernel: $count objects compiled anew, $((SECONDS - since)) s"
 		else
 			count=$(count_objects "$build")
@@ -155,7 +155,7 @@ watch_build() {
 # ensure_kernel FLAVOUR: build/FLAVOUR has the image, and for a patched kernel the
 # exported headers, of what tree/FLAVOUR holds
 ensure_kernel() {
-	local flavour=$1 build=$CACHE/build/$1 log=$CACHE/log/build-$1.log stamp status=0 pid
+	local flavour=$1 build=$BUILDS/$1 log=$LOGS/build-$1.log stamp status=0 pid
 	IMAGE=$build/arch/x86/boot/bzImage
 	KERNEL_HEADERS=$build/headers/include
 	stamp=$(build_stamp "$flavour")
@@ -184,7 +184,7 @@ ensure_kernel() {
 	fi
 	count_objects "$build" >"$build.objects"
 	if [ "$flavour" = patched ]; then
-		logged "$CACHE/log/headers.log" kernel_make patched headers_install INSTALL_HDR_PATH="$build/headers"
+		logged "$LOGS/headers.log" kernel_make patched headers_install INSTALL_HDR_PATH="$build/headers"
 	fi
 	echo "$stamp" >"$build.stamp"
 	step "kernel: $IMAGE"

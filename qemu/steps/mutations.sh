@@ -12,8 +12,8 @@ MUTANT_GUEST_LIMIT=5400
 run_mutant() {
 	local directory=$RESULTS/mutations status=0
 	rm -f "$directory/$1.json"
-	(cd "$CACHE/tree/mutated" && exec setsid timeout --kill-after=5 $MUTANT_LIMIT \
-		tools/testing/kunit/kunit.py exec --arch um --build_dir "$CACHE/build/mutated" --timeout $((MUTANT_LIMIT / 2)) \
+	(cd "$TREES/mutated" && exec setsid timeout --kill-after=5 $MUTANT_LIMIT \
+		tools/testing/kunit/kunit.py exec --arch um --build_dir "$BUILDS/mutated" --timeout $((MUTANT_LIMIT / 2)) \
 		--kernel_args "traits_mutant=$1" --json="$directory/$1.json" 'traits*') \
 		>"$directory/$1.log" 2>&1 </dev/null 9>&- &
 	CHILD_GROUP=$!
@@ -44,10 +44,10 @@ outcome_of() {
 
 # build_mutated: User Mode Linux with switches
 build_mutated() {
-	local directory=$RESULTS/mutations build=$CACHE/build/mutated log=$RESULTS/mutations/build.log
+	local directory=$RESULTS/mutations build=$BUILDS/mutated log=$RESULTS/mutations/build.log
 	mkdir -p "$build"
 	step "mutate: building User Mode Linux with $(wc -l <"$directory/sites.tsv") switches (log: $log)"
-	(cd "$CACHE/tree/mutated" && exec setsid tools/testing/kunit/kunit.py build --arch um --build_dir "$build" \
+	(cd "$TREES/mutated" && exec setsid tools/testing/kunit/kunit.py build --arch um --build_dir "$build" \
 		--jobs "$(nproc)" --kunitconfig "$CONFIG_DIRECTORY/kunit.config" --kconfig_add CONFIG_NET_TRAITS_DEBUG=y) \
 		>"$log" 2>&1 </dev/null 9>&- &
 	CHILD_GROUP=$!
@@ -184,10 +184,10 @@ command_mutate() {
 	head=$(tree_git patched rev-parse HEAD)
 	# The switches of an earlier run would be in the way of another series. Of the same one
 	# they stay: what does not change is not built again.
-	[ ! -e "$CACHE/tree/mutated/.git" ] || [ "$(tree_git mutated rev-parse HEAD)" = "$head" ] ||
+	[ ! -e "$TREES/mutated/.git" ] || [ "$(tree_git mutated rev-parse HEAD)" = "$head" ] ||
 		logged "$directory/build.log" tree_git mutated reset -q --hard
 	switch_tree mutated "$head"
-	"$ROOT/qemu/mutations/mutate.py" "$CACHE/tree/mutated" "$ROOT"/qemu/mutations/{kunit,guest}.sites \
+	"$ROOT/qemu/mutations/mutate.py" "$TREES/mutated" "$ROOT"/qemu/mutations/{kunit,guest}.sites \
 		>"$directory/sites.tsv" || fail "the lists in qemu/mutations do not fit the series, see above"
 	awk -F '\t' -v only="$only" -v lists=" ${lists[*]} " 'index($3, only) && index(lists, " " $2 " ")' \
 		"$directory/sites.tsv" >"$directory/wanted.tsv"

@@ -2,17 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 # The patch series: onto the cached tree, back into the repository, checked.
 #
-# The branch 'packet-traits' of the worktree tree/patched is the applied series,
-# and a place to work on it. What somebody committed or edited there is never
+# The branch 'packet-traits/VERSION' of the worktree VERSION/tree/patched is the applied
+# series, and a place to work on it. What somebody committed or edited there is never
 # thrown away without being asked to.
 
 # checkpatch's messages that do not count: a sign-off is the submitter's to give, and
 # a tree that was made from a tarball does not have the commits that "Fixes:" names
 CHECKPATCH_IGNORE=MISSING_SIGN_OFF,UNKNOWN_COMMIT_ID
 
-# series_patches: the patches' paths in order, one a line
+# series_patches: the paths of the patches for the kernel in use, in order, one per line.
+# Before a kernel is chosen: of those for the newest one.
 series_patches() {
-	find "$SERIES_DIRECTORY" -maxdepth 1 -name '*.patch' 2>/dev/null | LC_ALL=C sort
+	"$ROOT/kernel-patches/list" "${VERSION:-$(tested_versions | tail -n 1)}"
+}
+
+# series_branch: the branch with the series. A branch can be checked out in one worktree only,
+# so each version has its own.
+series_branch() {
+	echo "packet-traits/$VERSION"
 }
 
 need_series() {
@@ -31,7 +38,7 @@ series_id() {
 
 # explain_misfit PATCH WORKTREE: which file and which hunk did not apply
 explain_misfit() {
-	local patch=$1 worktree=$2 log=$CACHE/log/apply.log
+	local patch=$1 worktree=$2 log=$LOGS/apply.log
 	git -C "$worktree" apply --check "$patch" >"$log" 2>&1 || true
 	fail "$(basename "$patch") does not apply to $SOURCE_TAG" \
 		"$(sed -nE 's/^error: patch failed: (.*):([0-9]+)$/in \1, the hunk at line \2/p' "$log")" \
@@ -45,10 +52,10 @@ explain_misfit() {
 # would be slower, and the files of the tree that is built would be written, and
 # compiled, again although nothing in them changed.
 apply_in_passing() {
-	local id=$1 worktree=$CACHE/tree/applying patch
+	local id=$1 worktree=$TREES/applying patch
 	rm -rf "$worktree"
 	linux_git worktree prune
-	logged "$CACHE/log/apply.log" linux_git worktree add --no-checkout --detach "$worktree" "$SOURCE_TAG"
+	logged "$LOGS/apply.log" linux_git worktree add --no-checkout --detach "$worktree" "$SOURCE_TAG"
 	tree_git applying config core.sparseCheckoutCone false
 	{
 		series_patches | while read -r patch; do
@@ -56,8 +63,8 @@ apply_in_passing() {
 			sed -nE 's,^(---|\+\+\+) [ab]/(.*)$,\2,p' "$patch"
 		done
 		echo Makefile
-	} | sed '/^$/d; s,^,/,' | LC_ALL=C sort -u >"$CACHE/tree/touched"
-	tree_git applying sparse-checkout set --no-cone --stdin <"$CACHE/tree/touched" >"$CACHE/log/apply.log" 2>&1
+	} | sed '/^$/d; s,^,/,' | LC_ALL=C sort -u >"$TREES/touched"
+	tree_git applying sparse-checkout set --no-cone --stdin <"$TREES/touched" >"$LOGS/apply.log" 2>&1
 	tree_git applying checkout -q --detach "$SOURCE_TAG"
 
 	while read -r patch; do
@@ -65,8 +72,8 @@ apply_in_passing() {
 		# same commits, whoever applies it
 		if ! GIT_COMMITTER_NAME='Packet traits' GIT_COMMITTER_EMAIL=packet-traits@localhost \
 			tree_git applying am -q --keep-cr --committer-date-is-author-date "$patch" \
-			>"$CACHE/log/apply.log" 2>&1; then
-			explain_full_disk "$CACHE/log/apply.log"
+			>"$LOGS/apply.log" 2>&1; then
+			explain_full_disk "$LOGS/apply.log"
 			tree_git applying am --abort >/dev/null 2>&1 || true
 			explain_misfit "$patch" "$worktree"
 		fi
@@ -79,16 +86,16 @@ apply_in_passing() {
 # switch_tree FLAVOUR COMMIT [BRANCH]: make the worktree that commit. Only files
 # that differ are written, so that make compiles no more than it must.
 switch_tree() {
-	local flavour=$1 commit=$2 branch=${3:-} tree=$CACHE/tree/$1 log=$CACHE/log/switch.log
+	local flavour=$1 commit=$2 branch=${3:-} tree=$TREES/$1 log=$LOGS/switch-$1.log
 	local -a to=(--detach "$commit")
 	[ -z "$branch" ] || to=(-B "$branch" "$commit")
-	if [ -e "$CACHE/tree/$flavour.switching" ]; then
+	if [ -e "$TREES/$flavour.switching" ]; then
 		# An interrupted run left some files old, some new, and git's lock
 		detail "tree/$flavour: an earlier run was interrupted, setting it right"
-		rm -f "$CACHE"/linux.git/worktrees/"$flavour"/index.lock
+		rm -f "$(tree_git "$flavour" rev-parse --absolute-git-dir 2>/dev/null)"/index.lock
 		tree_git "$flavour" reset -q --hard >"$log" 2>&1 || rm -rf "$tree"
 	fi
-	touch "$CACHE/tree/$flavour.switching"
+	touch "$TREES/$flavour.switching"
 	if ! tree_git "$flavour" rev-parse -q --verify HEAD >/dev/null 2>&1; then
 		rm -rf "$tree"
 		linux_git worktree prune
@@ -96,12 +103,12 @@ switch_tree() {
 		logged "$log" linux_git -c checkout.workers=0 worktree add --force --detach "$tree" "$commit"
 	fi
 	logged "$log" tree_git "$flavour" checkout -q "${to[@]}"
-	rm -f "$CACHE/tree/$flavour.switching"
+	rm -f "$TREES/$flavour.switching"
 }
 
 # refuse_to_lose FLAVOUR: end if somebody's work is in the tree
 refuse_to_lose() {
-	local tree=$CACHE/tree/$1 applied head changed
+	local tree=$TREES/$1 applied head changed
 	[ -e "$tree/.git" ] && [ ! -e "$tree.switching" ] || return 0
 	changed=$(tree_git "$1" status --porcelain --untracked-files=no | head -n 5) || true
 	[ -z "$changed" ] ||
@@ -117,7 +124,7 @@ refuse_to_lose() {
 
 # ensure_patched [--force]: tree/patched is the source with the series
 ensure_patched() {
-	local id commit tree=$CACHE/tree/patched count
+	local id commit tree=$TREES/patched count
 	need_series
 	id=$(series_id)
 	count=$(series_patches | wc -l)
@@ -139,10 +146,10 @@ ensure_patched() {
 	if [ ! -e "$tree/.git" ] || [ -e "$tree.switching" ] ||
 		[ "$(tree_git patched rev-parse HEAD 2>/dev/null)" != "$commit" ] ||
 		[ -n "$(tree_git patched status --porcelain --untracked-files=no)" ]; then
-		switch_tree patched "$commit" packet-traits
+		switch_tree patched "$commit" "$(series_branch)"
 	fi
 	echo "$commit" >"$tree.applied"
-	step "series: $count patches on $SOURCE_TAG, branch packet-traits of $tree"
+	step "series: $count patches on $SOURCE_TAG, branch $(series_branch) of $tree"
 }
 
 # export_patches TREE BASE BRANCH DIRECTORY [--signoff]: writes the patches and the
@@ -202,8 +209,8 @@ replace_series() {
 		rm "$file"
 		detail "removed: $(basename "$file")"
 		removed=$((removed + 1))
-	done < <(series_patches)
-	count=$(series_patches | wc -l)
+	done < <(find "$SERIES_DIRECTORY" -maxdepth 1 -name '*.patch')
+	count=$(find "$SERIES_DIRECTORY" -maxdepth 1 -name '*.patch' | wc -l)
 	step "series: $count patches in ${SERIES_DIRECTORY#"$ROOT"/}, $changed files written, $removed removed"
 }
 
@@ -241,11 +248,13 @@ patch_export() {
 	open_cache
 	lock_cache
 	if [ -z "$tree" ]; then
-		tree=$CACHE/tree/patched
+		use_cached_source || fail "no tree to export from: the cache $CACHE has no source${KERNEL:+ of Linux $KERNEL}" \
+			"'qemu/vm patch apply' gets it; --from TREE --base REF takes another tree."
+		tree=$TREES/patched
 		[ -e "$tree/.git" ] || fail "no tree to export from: $tree does not exist" \
 			"'qemu/vm patch apply' makes it; --from TREE --base REF takes another one."
-		[ -n "$base" ] || base=$(current_source)
-		[ -n "$branch" ] || branch=packet-traits
+		[ -n "$base" ] || base=$SOURCE_TAG
+		[ -n "$branch" ] || branch=$(series_branch)
 	fi
 	[ -n "$base" ] || fail "--from $tree needs --base REF" "REF is the commit that the first patch applies to."
 	[ -n "$branch" ] || branch=HEAD
@@ -270,7 +279,7 @@ patch_export() {
 
 # checkpatch PATCH: 0 if checkpatch has nothing to say
 checkpatch() {
-	(cd "$CACHE/tree/check" &&
+	(cd "$TREES/check" &&
 		perl scripts/checkpatch.pl --strict --show-types --ignore "$CHECKPATCH_IGNORE" --no-summary --quiet "$1")
 }
 
@@ -305,7 +314,7 @@ patch_check() {
 		number=$((number + 1))
 		step "check $number of $count: $(basename "$patch")"
 		switch_tree check "$commit"
-		log=$CACHE/log/check-$number.log
+		log=$LOGS/check-$number.log
 		if ! checkpatch "$patch" >"$log" 2>&1; then
 			quoted <"$log"
 			detail "checkpatch is not content"
@@ -337,7 +346,7 @@ patch_check() {
 # skbuff_layout FLAVOUR: what pahole says of struct sk_buff, as distributions
 # configure it
 skbuff_layout() {
-	local flavour=$1 tree=$CACHE/tree/$1 build=$CACHE/build/sizes-$1 log=$CACHE/log/sizes-$1.log unmet
+	local flavour=$1 tree=$TREES/$1 build=$BUILDS/sizes-$1 log=$LOGS/sizes-$1.log unmet
 	local -a fragments=("$CONFIG_DIRECTORY"/{machine,network,bpf,distribution}.config)
 	[ "$flavour" = unpatched ] || fragments+=("$CONFIG_DIRECTORY/traits.config")
 	mkdir -p "$build"
@@ -381,7 +390,7 @@ help_patch() {
 	       qemu/vm patch sizes
 
 	apply   applies ${SERIES_DIRECTORY#"$ROOT"/}/*.patch with 'git am'; the result is the branch
-	        packet-traits in the cache's tree/patched. What is applied already stays as it is.
+	        packet-traits/VERSION in the cache's VERSION/tree/patched. What is applied already stays as it is.
 	        Changes that somebody made there are kept, unless --force is given.
 	export  writes the series, and 0000-cover-letter.txt from cover-letter.txt, from that branch or,
 	        with --from, from BASE..BRANCH (default: HEAD) of another tree. What did not change is

@@ -132,7 +132,7 @@ suite_traffic() {
 }
 
 suite_kunit() {
-	local name=kunit$SUFFIX directory=$RESULTS/kunit$SUFFIX build=$CACHE/build/kunit$SUFFIX status=0
+	local name=kunit$SUFFIX directory=$RESULTS/kunit$SUFFIX build=$BUILDS/kunit$SUFFIX status=0
 	local -a configs=(--kunitconfig "$CONFIG_DIRECTORY/kunit.config")
 	[ "$PROFILE" = plain ] || configs+=(--kunitconfig "$CONFIG_DIRECTORY/kunit$SUFFIX.config")
 	[ -e "$build/vmlinux" ] || need_space "$CACHE" 1200 "the build of User Mode Linux"
@@ -147,7 +147,7 @@ suite_kunit() {
 	mkdir -p "$build"
 	# What an earlier run reported is not this one's
 	rm -f "$build/test.log"
-	(cd "$CACHE/tree/patched" && exec setsid timeout --kill-after=5 "$KUNIT_LIMIT" \
+	(cd "$TREES/patched" && exec setsid timeout --kill-after=5 "$KUNIT_LIMIT" \
 		tools/testing/kunit/kunit.py run --arch um --build_dir "$build" --jobs "$(nproc)" \
 		"${configs[@]}" --json="$directory/kunit.json" 'traits*') \
 		>"$directory/output.log" 2>&1 </dev/null 9>&- &

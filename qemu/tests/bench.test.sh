@@ -183,11 +183,11 @@ test_both_kernels_boot_by_turns_with_one_processor_that_counts() {
 	same 12 "$(wc -l <"$WORK/boots")"
 	same 12 "$(grep -c -e '--cpus 1 .*-icount shift=0,sleep=off.*--disable-kvm' "$WORK/boots")"
 	same "$(printf 'unpatched-bench\npatched-bench\n')" "$(grep -oE '(un)?patched-bench' "$WORK/boots" | head -n 2)"
-	grep -q CONFIG_CC_OPTIMIZE_FOR_PERFORMANCE=y "$CACHE/build/unpatched-bench/arch/x86/boot/bzImage"
-	! grep -q CONFIG_NET_TRAITS=y "$CACHE/build/unpatched-bench/arch/x86/boot/bzImage" || return 1
-	grep -q CONFIG_NET_TRAITS=y "$CACHE/build/patched-bench/arch/x86/boot/bzImage"
+	grep -q CONFIG_CC_OPTIMIZE_FOR_PERFORMANCE=y "$BUILDS/unpatched-bench/arch/x86/boot/bzImage"
+	! grep -q CONFIG_NET_TRAITS=y "$BUILDS/unpatched-bench/arch/x86/boot/bzImage" || return 1
+	grep -q CONFIG_NET_TRAITS=y "$BUILDS/patched-bench/arch/x86/boot/bzImage"
 	# A check would be measured as well
-	! grep -q CONFIG_DEBUG_NET=y "$CACHE/build/patched-bench/arch/x86/boot/bzImage" || return 1
+	! grep -q CONFIG_DEBUG_NET=y "$BUILDS/patched-bench/arch/x86/boot/bzImage" || return 1
 }
 
 test_a_boot_that_fails_ends_the_benchmark() {
@@ -211,7 +211,7 @@ test_variants_take_their_turns_in_one_boot_with_one_processor_that_counts() {
 	same "$(grep -E '^(scenario|apart)' <<<"$OUTPUT")" "$(cat "$CLONE/.build-vm/results/bench-stream/table.txt")"
 	grep -q 'qemu/guest/stream .*/stream .*/.build/debug/traitctl .*/results/bench-stream ' "$WORK/guest.command"
 	grep -q -e 'patched-bench.*--cpus 1 .*-icount shift=0,sleep=off.*--disable-kvm' "$WORK/vng.arguments"
-	! grep -q CONFIG_DEBUG_NET=y "$CACHE/build/patched-bench/arch/x86/boot/bzImage" || return 1
+	! grep -q CONFIG_DEBUG_NET=y "$BUILDS/patched-bench/arch/x86/boot/bzImage" || return 1
 	sed -i 's/echo 0 >/echo 2 >/' "$CACHE/virtme-ng-1.42/bin/vng"
 	vm bench stream
 	ends 1

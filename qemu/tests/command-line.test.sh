@@ -93,6 +93,36 @@ test_a_value_follows_an_option_or_its_equals_sign() {
 	says "what is 'true'? The command follows '--'"
 }
 
+test_a_kernel_is_named_by_its_version() {
+	local command
+	for command in test demo build 'boot -- true' shell 'patch apply' 'bench store' mutate fuzz; do
+		# shellcheck disable=SC2086
+		vm ${command%% *} --kernel 6.12 ${command#* }
+		ends 64
+		says "--kernel needs a version of Linux 6.12 such as 6.12.117, not '6.12'"
+	done
+	for command in 7.1.2 6.120.3 v6.12.117 6.12.117-1 ''; do
+		vm build "--kernel=$command"
+		ends 64
+		says "not '$command'"
+	done
+	vm build --kernel
+	ends 64
+	says "not ''"
+	vm fetch --version 6.12
+	ends 64
+	says "--version needs a version of Linux 6.12 such as 6.12.117, not '6.12'"
+	vm fetch --kernel 6.12.117
+	ends 64
+	says "here it is '--version'"
+	vm fetch --version 6.12.117 --source x
+	ends 64
+	says 'either --source or --version'
+	# The guest's words are left as they are
+	vm boot --limit 5 -- true --kernel wrong
+	says_not "'wrong'"
+}
+
 test_no_command_is_a_usage_error() {
 	vm
 	ends 64

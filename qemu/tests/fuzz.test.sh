@@ -34,7 +34,7 @@ test_calls_are_made_for_that_long_from_that_seed_on() {
 	PACKET_TRAITS_SEED=9 vm fuzz --profile debug
 	ends 0
 	grep -q "traits-fuzz 3600 9 $CLONE/.build-vm/results/fuzz-debug " "$WORK/guest.command"
-	grep -q CONFIG_KASAN=y "$CACHE/build/patched-debug/arch/x86/boot/bzImage"
+	grep -q CONFIG_KASAN=y "$BUILDS/patched-debug/arch/x86/boot/bzImage"
 }
 
 test_a_call_that_did_something_else_fails_with_its_seed() {
@@ -135,10 +135,10 @@ a_kernel_that_counts() {
 	C
 	printf 'int written(int name);\nint written(int name)\n{\n\treturn name;\n}\n' >"$WORK/linux/net/traits/stream.c"
 	everything_but_the_guest <<-GUEST
-	objects=$CACHE/build/patched-coverage/net/traits
+	objects=$BUILDS/patched-coverage/net/traits
 	mkdir -p "\$objects"
-	gcc -O0 --coverage -c -o "\$objects/sock.o" "$CACHE/tree/patched/net/traits/sock.c"
-	gcc -O0 --coverage -c -o "\$objects/stream.o" "$CACHE/tree/patched/net/traits/stream.c"
+	gcc -O0 --coverage -c -o "\$objects/sock.o" "$TREES/patched/net/traits/sock.c"
+	gcc -O0 --coverage -c -o "\$objects/stream.o" "$TREES/patched/net/traits/stream.c"
 	printf 'int option(int);int main(){int n[]={$CALLS};for(int i=0;i<sizeof n/sizeof*n;i++)option(n[i]);}' >"$WORK/main.c"
 	gcc --coverage -o "$WORK/calls" "\$objects"/{sock,stream}.o "$WORK/main.c"
 	"$WORK/calls"
@@ -164,7 +164,7 @@ test_lines_that_were_run_are_told_per_function() {
 	says_not packet_helper
 	grep -qE '^option and message code +10 of +12 +83 %$' <<<"$OUTPUT"
 	grep -qP '^net/traits/sock.c\tnever\t0\t2$' "$CLONE/.build-vm/results/fuzz-coverage/functions.tsv"
-	grep -q CONFIG_GCOV_KERNEL=y "$CACHE/build/patched-coverage/arch/x86/boot/bzImage"
+	grep -q CONFIG_GCOV_KERNEL=y "$BUILDS/patched-coverage/arch/x86/boot/bzImage"
 	grep -q PACKET_TRAITS_PROFILE=coverage "$WORK/guest.command"
 }
 

@@ -3,7 +3,7 @@
 # With a tree that builds at once: what is asked of make, and when.
 
 image() {
-	echo "$CACHE/build/$1/arch/x86/boot/bzImage"
+	echo "$BUILDS/$1/arch/x86/boot/bzImage"
 }
 
 test_both_kernels_are_built_in_trees_of_their_own() {
@@ -13,11 +13,11 @@ test_both_kernels_are_built_in_trees_of_their_own() {
 	ends 0
 	says "$(image patched)"
 	grep -q CONFIG_NET_TRAITS=y "$(image patched)"
-	[ -d "$CACHE/build/patched/headers/include" ]
+	[ -d "$BUILDS/patched/headers/include" ]
 	vm build --unpatched
 	ends 0
 	! grep -q CONFIG_NET_TRAITS=y "$(image unpatched)" || return 1
-	grep -q 'return 1' "$CACHE/tree/unpatched/net/core/dev.c"
+	grep -q 'return 1' "$TREES/unpatched/net/core/dev.c"
 }
 
 test_an_unchanged_kernel_is_not_built_again() {
@@ -40,11 +40,11 @@ test_an_unchanged_configuration_keeps_its_time() {
 	local before
 	imported
 	vm build --unpatched
-	before=$(stat -c %y "$CACHE/build/unpatched/.config")
+	before=$(stat -c %y "$BUILDS/unpatched/.config")
 	echo '# a comment' >>"$CLONE/qemu/steps/kernel.sh"
 	vm build --unpatched
 	says_not 'nothing changed'
-	same "$before" "$(stat -c %y "$CACHE/build/unpatched/.config")"
+	same "$before" "$(stat -c %y "$BUILDS/unpatched/.config")"
 }
 
 test_symbols_that_do_not_end_up_set_are_named() {
@@ -63,18 +63,18 @@ test_a_build_that_fails_shows_the_error() {
 	vm fetch --source "$WORK/linux"
 	vm build --unpatched
 	ends 1
-	says 'net/core/dev.c:7:1: error: no such luck' 'the unpatched kernel does not build' "$CACHE/log/build-unpatched.log"
+	says 'net/core/dev.c:7:1: error: no such luck' 'the unpatched kernel does not build' "$CACHE/6.12.95/log/build-unpatched.log"
 }
 
 test_an_interrupted_build_goes_on() {
 	local pid status=0
 	imported
-	mkdir -p "$CACHE/build"
-	touch "$CACHE/build/slow"
+	mkdir -p "$BUILDS"
+	touch "$BUILDS/slow"
 	setsid "$CLONE/qemu/vm" build --unpatched >"$WORK/output" 2>&1 &
 	pid=$!
 	for _ in $(seq 100); do
-		[ ! -e "$CACHE/build/unpatched/dev.o" ] || break
+		[ ! -e "$BUILDS/unpatched/dev.o" ] || break
 		sleep 0.1
 	done
 	kill -TERM $pid
@@ -85,8 +85,8 @@ test_an_interrupted_build_goes_on() {
 	sleep 1.5
 	same '' "$(pgrep -a -g $pid)"
 	grep -q 'ended from outside during: kernel: building' "$WORK/output"
-	[ ! -e "$CACHE/build/unpatched.stamp" ]
-	rm "$CACHE/build/slow"
+	[ ! -e "$BUILDS/unpatched.stamp" ]
+	rm "$BUILDS/slow"
 	vm build --unpatched
 	ends 0
 	[ -e "$(image unpatched)" ]

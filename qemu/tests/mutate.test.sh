@@ -89,9 +89,9 @@ test_each_site_is_under_a_switch_of_its_own() {
 	printf 'second FAIL\n' >"$WORK/mutant.1"
 	vm mutate
 	grep -q 'if (traits_mutant == 1) { return 3; } else { return 2; }' "$WORK/dev.built"
-	grep -q 'core_param(traits_mutant' "$CACHE/tree/mutated/net/traits/store.c"
+	grep -q 'core_param(traits_mutant' "$TREES/mutated/net/traits/store.c"
 	# The series itself stays as it is
-	! grep -q traits_mutant "$CACHE/tree/patched/net/core/dev.c" || return 1
+	! grep -q traits_mutant "$TREES/patched/net/core/dev.c" || return 1
 	printf 'gone | net/core/dev.c | int device_one(void) | return 7; | second\n' >"$CLONE/qemu/mutations/kunit.sites"
 	vm mutate
 	ends 1

@@ -30,13 +30,13 @@ test_a_profile_has_a_kernel_and_results_of_its_own() {
 	vm test --profile debug --only guest
 	ends 0
 	same '1 passed, 0 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
-	local image=$CACHE/build/patched-debug/arch/x86/boot/bzImage
+	local image=$BUILDS/patched-debug/arch/x86/boot/bzImage
 	grep -q CONFIG_KASAN=y "$image"
 	grep -q CONFIG_PROVE_LOCKING=y "$image"
 	grep -q CONFIG_NET_TRAITS=y "$image"
 	# The same source, and the plain kernel is left alone
-	[ ! -e "$CACHE/tree/patched-debug" ]
-	[ ! -e "$CACHE/build/patched" ]
+	[ ! -e "$TREES/patched-debug" ]
+	[ ! -e "$BUILDS/patched" ]
 	[ -s "$CLONE/.build-vm/results/guest-debug/tests.tsv" ]
 	[ ! -e "$CLONE/.build-vm/results/guest" ]
 	# A slow kernel is not a stuck one
@@ -50,15 +50,15 @@ test_a_profile_has_a_kernel_and_results_of_its_own() {
 	vm test --profile debug --only guest
 	grep -q CONFIG_ONE_MORE=y "$image"
 	vm build
-	! grep -q -e CONFIG_ONE_MORE=y -e CONFIG_KASAN=y "$CACHE/build/patched/arch/x86/boot/bzImage" || return 1
+	! grep -q -e CONFIG_ONE_MORE=y -e CONFIG_KASAN=y "$BUILDS/patched/arch/x86/boot/bzImage" || return 1
 }
 
 test_one_command_runs_under_a_profile() {
 	everything_but_the_guest <<<'echo 0 >"$RESULTS/status"'
 	vm boot --profile debug --long -- true
 	ends 0
-	grep -q CONFIG_KASAN=y "$CACHE/build/patched-debug/arch/x86/boot/bzImage"
-	[ ! -e "$CACHE/build/patched" ]
+	grep -q CONFIG_KASAN=y "$BUILDS/patched-debug/arch/x86/boot/bzImage"
+	[ ! -e "$BUILDS/patched" ]
 	grep -q -e '--memory 4G' "$WORK/vng.arguments"
 	grep -q 'PACKET_TRAITS_PROFILE=debug' "$WORK/guest.command"
 	grep -q 'export PACKET_TRAITS_LONG=1' "$WORK/guest.command"
@@ -107,7 +107,7 @@ test_faults_run_the_guest_suites_and_the_traffic() {
 	same '3 passed, 2 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
 	says 'traffic-faults: 1 passed, 1 failed' 'FAILED traffic/left-behind: 3 stores' \
 		'guest-faults: 2 passed, 1 failed' 'FAILED guest/left-behind: 1 store'
-	grep -q CONFIG_FAILSLAB=y "$CACHE/build/patched-faults/arch/x86/boot/bzImage"
+	grep -q CONFIG_FAILSLAB=y "$BUILDS/patched-faults/arch/x86/boot/bzImage"
 	grep -q PACKET_TRAITS_PROFILE=faults "$WORK/guest.command"
 }
 
@@ -161,11 +161,11 @@ test_kunit_under_the_debug_profile() {
 	vm test --profile debug --only kunit
 	ends 0
 	same '1 passed, 0 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
-	grep -q -e "--build_dir $CACHE/build/kunit-debug " "$WORK/kunit.arguments"
+	grep -q -e "--build_dir $BUILDS/kunit-debug " "$WORK/kunit.arguments"
 	grep -q -e "--kunitconfig $CLONE/qemu/config/kunit.config --kunitconfig $CLONE/qemu/config/kunit-debug.config" "$WORK/kunit.arguments"
 	vm test --only kunit
 	ends 0
-	grep -q -e "--build_dir $CACHE/build/kunit " "$WORK/kunit.arguments"
+	grep -q -e "--build_dir $BUILDS/kunit " "$WORK/kunit.arguments"
 	! grep -q kunit-debug "$WORK/kunit.arguments" || return 1
 }
 

@@ -5,10 +5,13 @@
 
 CLONE=$WORK/clone
 CACHE=$WORK/cache
+TREES=$CACHE/6.12.95/tree
+BUILDS=$CACHE/6.12.95/build
 COMMANDS=$WORK/bin
 PATCHES=$CLONE/kernel-patches/linux-6.12
 mkdir -p "$CLONE" "$COMMANDS" "$PATCHES"
 cp -r "$SOURCE_ROOT/qemu" "$CLONE/"
+cp "$SOURCE_ROOT"/kernel-patches/{list,tested} "$CLONE/kernel-patches/"
 export PATH=$COMMANDS:$PATH PACKET_TRAITS_CACHE=$CACHE
 export GIT_AUTHOR_NAME=Tester GIT_AUTHOR_EMAIL=tester@localhost
 export GIT_COMMITTER_NAME=Tester GIT_COMMITTER_EMAIL=tester@localhost

@@ -3,7 +3,7 @@
 
 # written FILE: when it was written last, to the nanosecond
 written() {
-	stat -c %y "$CACHE/tree/patched/$1"
+	stat -c %y "$TREES/patched/$1"
 }
 
 test_an_empty_series_is_told() {
@@ -23,10 +23,10 @@ test_apply_makes_one_commit_a_patch() {
 	ends 0
 	says '2 patches on linux-6.12.95-'
 	same $'net: add traits\nnet: return two\nLinux 6.12.95' \
-		"$(git -C "$CACHE/tree/patched" log --format=%s packet-traits)"
-	grep -q 'return 2' "$CACHE/tree/patched/net/core/dev.c"
-	same 'int traits;' "$(cat "$CACHE/tree/patched/net/core/traits.c")"
-	[ ! -e "$CACHE/tree/applying" ]
+		"$(git -C "$TREES/patched" log --format=%s packet-traits/6.12.95)"
+	grep -q 'return 2' "$TREES/patched/net/core/dev.c"
+	same 'int traits;' "$(cat "$TREES/patched/net/core/traits.c")"
+	[ ! -e "$TREES/applying" ]
 }
 
 test_applying_again_writes_no_file() {
@@ -51,7 +51,7 @@ test_a_changed_patch_writes_only_what_it_changes() {
 	sed -i 's/^+# line twenty$/+# line 20, changed/' "$PATCHES"/0002-*.patch
 	vm patch apply
 	ends 0
-	grep -q '^# line 20, changed$' "$CACHE/tree/patched/net/core/Kconfig"
+	grep -q '^# line 20, changed$' "$TREES/patched/net/core/Kconfig"
 	same "$device" "$(written net/core/dev.c)"
 	[ "$kconfig" != "$(written net/core/Kconfig)" ]
 }
@@ -82,19 +82,19 @@ test_work_in_the_cached_tree_is_not_lost() {
 	imported
 	series_of_two
 	vm patch apply
-	echo edited >>"$CACHE/tree/patched/CREDITS"
+	echo edited >>"$TREES/patched/CREDITS"
 	sed -i 's/^+# line twenty$/+# line 20, changed/' "$PATCHES"/0002-*.patch
 	vm patch apply
 	ends 1
 	says 'changes that are not committed' 'CREDITS' '--force'
-	git -C "$CACHE/tree/patched" commit -qam 'my own'
+	git -C "$TREES/patched" commit -qam 'my own'
 	vm patch apply
 	ends 1
 	says 'commits that are not in the series' 'my own' 'qemu/vm patch export'
-	grep -q edited "$CACHE/tree/patched/CREDITS"
+	grep -q edited "$TREES/patched/CREDITS"
 	vm patch apply --force
 	ends 0
-	same untouched "$(cat "$CACHE/tree/patched/CREDITS")"
+	same untouched "$(cat "$TREES/patched/CREDITS")"
 }
 
 test_what_was_committed_there_can_be_exported_and_is_then_the_series() {
@@ -102,8 +102,8 @@ test_what_was_committed_there_can_be_exported_and_is_then_the_series() {
 	imported
 	series_of_two
 	vm patch apply
-	echo edited >"$CACHE/tree/patched/CREDITS"
-	git -C "$CACHE/tree/patched" commit -qam 'CREDITS: edit'
+	echo edited >"$TREES/patched/CREDITS"
+	git -C "$TREES/patched" commit -qam 'CREDITS: edit'
 	vm patch export
 	ends 0
 	says '3 patches' '2 files written' '0003-CREDITS-edit.patch'
@@ -118,22 +118,22 @@ test_an_interrupted_switch_is_set_right() {
 	series_of_two
 	vm patch apply
 	# As after a kill in the middle of a checkout
-	touch "$CACHE/tree/patched.switching" "$CACHE/linux.git/worktrees/patched/index.lock"
-	echo half >"$CACHE/tree/patched/net/core/dev.c"
+	touch "$TREES/patched.switching" "$CACHE/linux.git/worktrees/patched/index.lock"
+	echo half >"$TREES/patched/net/core/dev.c"
 	vm patch apply
 	ends 0
 	says 'interrupted'
-	grep -q 'return 2' "$CACHE/tree/patched/net/core/dev.c"
-	[ ! -e "$CACHE/tree/patched.switching" ]
+	grep -q 'return 2' "$TREES/patched/net/core/dev.c"
+	[ ! -e "$TREES/patched.switching" ]
 }
 
 test_an_interrupted_apply_is_begun_anew() {
 	imported
 	series_of_two
-	mkdir -p "$CACHE/tree/applying/half"
+	mkdir -p "$TREES/applying/half"
 	vm patch apply
 	ends 0
-	grep -q 'return 2' "$CACHE/tree/patched/net/core/dev.c"
+	grep -q 'return 2' "$TREES/patched/net/core/dev.c"
 }
 
 test_export_writes_nothing_when_nothing_changed() {

@@ -73,15 +73,27 @@ test_no_network_and_empty_cache() {
 	replace apt-get <<<'case "$*" in indextargets*) echo "Debian http://mirror.invalid/debian/ bookworm" ;; *) echo "E: no route" >&2; exit 100 ;; esac'
 	vm fetch
 	ends 1
-	says 'cannot get linux-source-6.12' 'the cache holds no kernel source' 'bookworm bookworm-backports trixie' \
-		'Is there a network' 'qemu/vm fetch --source PATH'
+	says 'cannot get linux-source-6.12' 'the cache holds no kernel source' 'suites asked: bookworm bookworm-updates bookworm-backports trixie' \
+		'no route' 'Is there a network' 'qemu/vm fetch --source PATH'
 }
 
 test_no_mirror_known() {
 	replace apt-get <<<'exit 0'
+	replace apt-cache <<<'exit 0'
+	mkdir -p "$WORK/machine/etc"
+	printf 'ID=ubuntu\nVERSION_ID="24.04"\nPRETTY_NAME="Ubuntu 24.04 LTS"\n' >"$WORK/machine/etc/os-release"
+	export PACKET_TRAITS_MACHINE=$WORK/machine
 	vm fetch
 	ends 1
-	says 'apt knows no Debian mirror'
+	says 'Ubuntu 24.04 LTS offers no linux-source-6.12, apt knows no Debian mirror' 'qemu/vm fetch --source PATH'
+	# Others have archives of their own, which may offer it
+	replace apt-cache <<<'echo "linux-source-6.12 | 6.12.117-1 | http://other.invalid/ stable/main amd64 Packages"'
+	vm fetch --version 6.12.95
+	ends 1
+	says 'Offered are: 6.12.117' 'suites asked: those of this system'
+	kernel_tree "$WORK/linux"
+	vm fetch --source "$WORK/linux"
+	ends 0
 }
 
 test_a_full_disk_is_told_before_the_work_begins() {
