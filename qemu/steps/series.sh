@@ -36,15 +36,35 @@ series_id() {
 	} | sha256sum | cut -c 1-16
 }
 
-# explain_misfit PATCH WORKTREE: which file and which hunk did not apply
+# explain_misfit PATCH WORKTREE: which hunks of which functions did not apply
 explain_misfit() {
-	local patch=$1 worktree=$2 log=$LOGS/apply.log
-	git -C "$worktree" apply --check "$patch" >"$log" 2>&1 || true
-	fail "$(basename "$patch") does not apply to $SOURCE_TAG" \
-		"$(sed -nE 's/^error: patch failed: (.*):([0-9]+)$/in \1, the hunk at line \2/p' "$log")" \
-		"$(sed -nE 's/^error: (.*: (No such file.*|already exists.*|does not exist.*|patch does not apply|does not match.*))$/\1/p' "$log" | head -n 6 | paste -sd ';')" \
-		"The patch was made for another 6.12.y or for a tree with other changes: rebase it there, then 'qemu/vm patch export'." \
-		"All that git said: $log"
+	local patch=$1 worktree=$2 rejects=$LOGS/rejects log=$LOGS/apply.log file hunks
+	rm -rf "$rejects"
+	mkdir -p "$rejects"
+	git -C "$worktree" apply --reject "$patch" >"$log" 2>&1 || true
+	while read -r file; do
+		mkdir -p "$(dirname "$rejects/$file")"
+		mv "$worktree/$file" "$rejects/$file"
+	done < <(cd "$worktree" && find . -name '*.rej' | sed 's,^\./,,' | LC_ALL=C sort)
+	# The variables are awk's
+	# shellcheck disable=SC2016
+	hunks=$(cd "$rejects" && find . -name '*.rej' | sed 's,^\./,,' | LC_ALL=C sort | xargs -r awk '
+		# What follows the second @@ names the function
+		/^@@ / {
+			line = $2; sub(/^-/, "", line); sub(/,.*/, "", line)
+			place = $0; sub(/^@@ [^@]*@@ ?/, "", place)
+			name = place
+			if (match(name, /[A-Za-z_0-9]+\(/))
+				place = substr(name, RSTART, RLENGTH) ")"
+			file = FILENAME; sub(/\.rej$/, "", file)
+			printf "%s:%s%s\n", file, line, place != "" ? " in " place : ""
+		}')
+	fail "$(basename "$patch") does not apply to Linux $VERSION ($SOURCE_TAG)$([ -z "$hunks" ] || printf ': %d of its %d hunks %s rejected' \
+		"$(wc -l <<<"$hunks")" "$(grep -c '^@@ ' "$patch")" "$([ "$(wc -l <<<"$hunks")" -eq 1 ] && echo is || echo are)")" \
+		"$hunks" \
+		"$(sed -nE 's/^error: (.*: (No such file.*|already exists.*|does not exist.*|does not match.*))$/\1/p' "$log" | sort -u | head -n 6)" \
+		"${hunks:+The rejected hunks: $rejects}" \
+		"'qemu/vm patch apply --3way' merges the series and stops where a person has to decide. See docs/porting.md."
 }
 
 # apply_in_passing ID: 'git am' of the series in a worktree that holds only the
@@ -152,10 +172,38 @@ ensure_patched() {
 	step "series: $count patches on $SOURCE_TAG, branch $(series_branch) of $tree"
 }
 
-# export_patches TREE BASE BRANCH DIRECTORY [--signoff]: writes the patches and the
-# cover letter; nothing in them depends on when, where or by whom that is done
+# apply_3way: the series in tree/patched by three-way merges, for a kernel that it does not fit.
+# Where 'git am' stops, a person goes on.
+apply_3way() {
+	local tree=$TREES/patched log=$LOGS/apply.log
+	local -a patches
+	refuse_to_lose patched
+	mapfile -t patches < <(series_patches)
+	switch_tree patched "$SOURCE_TAG" "$(series_branch)"
+	# What follows is work that nothing but an export puts into the series
+	linux_git rev-parse "$SOURCE_TAG^{commit}" >"$tree.applied"
+	step "series: merging ${#patches[@]} patches into $SOURCE_TAG, branch $(series_branch) of $tree"
+	if ! GIT_COMMITTER_NAME='Packet traits' GIT_COMMITTER_EMAIL=packet-traits@localhost \
+		tree_git patched am --3way --keep-cr --committer-date-is-author-date "${patches[@]}" >"$log" 2>&1; then
+		explain_full_disk "$log"
+		if grep -q 'lacks necessary blobs' "$log"; then
+			tree_git patched am --abort >/dev/null 2>&1 || true
+			fail "$(tree_git patched log -1 --format=%s) is the last patch that applies to $SOURCE_TAG: the cache has no kernel to merge from" \
+				"Apply the series to a kernel that it fits first: qemu/vm patch apply --kernel $(tested_versions | tail -n 1)"
+		fi
+		fail "'git am' stopped in $tree: $(sed -n 's/^Patch failed at //p' "$log")" \
+			"$(tree_git patched status --porcelain | sed -nE 's/^(UU|AA|DU|UD|AU|UA) /conflict in /p')" \
+			"Resolve it there, then 'git add' the files and 'git am --continue', until no patch is left." \
+			"'qemu/vm patch export' then writes the patches that are different. See docs/porting.md." \
+			"All that git said: $log"
+	fi
+	step "series: merged; look at it with 'git log' in $tree, then run 'qemu/vm patch export'"
+}
+
+# export_patches TREE BASE BRANCH DIRECTORY LETTER [--signoff]: writes the patches and, if LETTER
+# is 1, the cover letter; nothing in them depends on when, where or by whom that is done
 export_patches() {
-	local tree=$1 base=$2 branch=$3 directory=$4 signoff=${5:-} text count author shortlog
+	local tree=$1 base=$2 branch=$3 directory=$4 letter=$5 signoff=${6:-} text count author shortlog
 	# Only the signer's name is taken from the user's configuration
 	local signer
 	signer=$(git -C "$tree" var GIT_COMMITTER_IDENT 2>/dev/null) || signer='nobody <nobody@localhost> 0 +0000'
@@ -173,6 +221,7 @@ export_patches() {
 		--no-base --no-thread --no-attach --no-cover-letter --no-notes --suffix=.patch --no-to --no-cc \
 		--no-add-header --no-from ${signoff:+"$signoff"} "$base..$branch"
 
+	[ "$letter" = 1 ] || return 0
 	# The letter's text is written by hand, what stands below it is counted
 	text=$SERIES_DIRECTORY/cover-letter.txt
 	[ -s "$text" ] || fail "no ${text#"$ROOT"/}: it holds the cover letter's text" \
@@ -214,11 +263,97 @@ replace_series() {
 	step "series: $count patches in ${SERIES_DIRECTORY#"$ROOT"/}, $changed files written, $removed removed"
 }
 
+# check_authors TREE BASE BRANCH: all patches have the author that kernel-patches/author names
+check_authors() {
+	local wanted others
+	wanted=$(cat "$ROOT/kernel-patches/author" 2>/dev/null) ||
+		fail "no kernel-patches/author: its one line is the author of all patches, as in 'Name <mail@example.org>'"
+	others=$(git -C "$1" log --reverse --format='%an <%ae>%x09%s' "$2..$3" |
+		awk -F '\t' -v wanted="$wanted" '$1 != wanted { print $1 ": " $2 }')
+	[ -z "$others" ] || fail "$(wc -l <<<"$others") of the patches have another author than $wanted:" "$others" \
+		"git rebase $2 --exec 'git commit --amend --no-edit --author \"$wanted\"' in that tree gives them this one." \
+		"Your own name belongs into a Signed-off-by: see --signoff."
+}
+
+# message_of PATCH: the mail without what differs from one export to another
+message_of() {
+	sed -E '/^---$/Q; /^(From [0-9a-f]{40} |Date: )/d' "$1"
+}
+
+# serves PATCH EXPORTED TREE COMMIT: PATCH says the same as EXPORTED, and applied to the index
+# makes COMMIT of it. The index is COMMIT's afterwards.
+serves() {
+	local patch=$1 exported=$2 tree=$3 commit=$4
+	[ -n "$patch" ] && [ "$(message_of "$patch")" = "$(message_of "$exported")" ] &&
+		git -C "$tree" apply --cached "$patch" 2>/dev/null &&
+		[ "$(git -C "$tree" write-tree)" = "$(git -C "$tree" rev-parse "$commit^{tree}")" ] && return 0
+	git -C "$tree" read-tree "$commit"
+	return 1
+}
+
+# replace_variants VERSION TREE BASE BRANCH DIRECTORY: of the patches in DIRECTORY, exported for an
+# older kernel, the repository keeps those for which no patch for a newer kernel serves
+replace_variants() {
+	local version=$1 tree=$2 base=$3 branch=$4 directory=$5 folder file name own last=0000 letter=a written=0
+	local candidate commit missing=''
+	local -a commits candidates names=() kept=()
+	folder=$SERIES_DIRECTORY.${version##*.}
+	mapfile -t commits < <(git -C "$tree" rev-list --reverse "$base..$branch")
+	# What would be taken without this folder: that is for the kernel after this one
+	mapfile -t candidates < <("$ROOT/kernel-patches/list" "${version%.*}.$((${version##*.} + 1))")
+
+	for candidate in "${candidates[@]}"; do
+		name=$(basename "$candidate")
+		[ -n "$(find "$directory" -name "????-${name#*-}" -print -quit)" ] || missing+="${missing:+, }$name"
+	done
+	[ -z "$missing" ] || fail "'$branch' in $tree lacks a patch that Linux $version would get: $missing" \
+		"A folder for an older kernel can replace patches and add some. It cannot leave any out."
+
+	export GIT_INDEX_FILE=$CACHE/download/export.index
+	git -C "$tree" read-tree "$base"
+	for file in "$directory"/*.patch; do
+		commit=${commits[${#names[@]}]}
+		own=$(basename "$file")
+		candidate=''
+		for name in "${candidates[@]}"; do
+			[ "$(basename "$name" | cut -d - -f 2-)" != "${own#*-}" ] || candidate=$name
+		done
+		if [ -n "$candidate" ]; then
+			name=$(basename "$candidate")
+			last=${name%%-*}
+			letter=a
+		else
+			# It sorts behind the patch before it
+			name=$last$letter-${own#*-}
+			letter=$(tr a-y b-z <<<"$letter")
+		fi
+		names+=("$name")
+		! serves "$candidate" "$file" "$tree" "$commit" || continue
+		kept+=("$name")
+		cmp -s "$file" "$folder/$name" && continue
+		mkdir -p "$folder"
+		cp "$file" "$folder/$name"
+		detail "written: $(basename "$folder")/$name"
+		written=$((written + 1))
+	done
+	rm -f "$GIT_INDEX_FILE"
+	unset GIT_INDEX_FILE
+	for file in "$folder"/*.patch; do
+		[ -e "$file" ] || continue
+		[[ " ${kept[*]} " != *" $(basename "$file") "* ]] || continue
+		rm "$file"
+		detail "removed: $(basename "$folder")/$(basename "$file")"
+	done
+	rmdir "$folder" 2>/dev/null || true
+	step "series: ${#kept[@]} of ${#names[@]} patches are different for Linux $version, $written files written"
+}
+
 patch_apply() {
-	local force=''
+	local force='' merge=''
 	case "$#:${1:-}" in
 	0:) ;;
 	1:--force) force=--force ;;
+	1:--3way) merge=1 ;;
 	*) usage_error "patch apply: what is '$*'?" patch ;;
 	esac
 	open_cache
@@ -226,11 +361,15 @@ patch_apply() {
 	install_packages
 	lock_cache
 	ensure_source
-	ensure_patched $force
+	if [ -n "$merge" ]; then
+		apply_3way
+	else
+		ensure_patched $force
+	fi
 }
 
 patch_export() {
-	local tree='' base='' branch='' signoff='' exported
+	local tree='' base='' branch='' signoff='' exported version newest letter=1
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--signoff) signoff=--signoff ; shift ;;
@@ -269,11 +408,21 @@ patch_export() {
 		fail "nothing to export: there is no commit between '$base' and '$branch' in $tree"
 	[ -z "$(git -C "$tree" rev-list --min-parents=2 "$base..$branch")" ] ||
 		fail "there are merges between '$base' and '$branch' in $tree: a series is a straight line of commits"
+	check_authors "$tree" "$base" "$branch"
+	version=$(git -C "$tree" show "$base:Makefile" 2>/dev/null | makefile_version)
+	check_version "$version" "'$base' in $tree"
+	# The series' own folder is for the newest kernel
+	newest=$(tested_versions | tail -n 1)
+	is_at_least "$version" "$newest" || letter=0
 	exported=$CACHE/download/exported
 	rm -rf "$exported"
 	mkdir -p "$exported"
-	export_patches "$tree" "$base" "$branch" "$exported" $signoff
-	replace_series "$exported"
+	export_patches "$tree" "$base" "$branch" "$exported" $letter $signoff
+	if [ $letter = 1 ]; then
+		replace_series "$exported"
+	else
+		replace_variants "$version" "$tree" "$base" "$branch" "$exported"
+	fi
 	rm -rf "$exported"
 }
 
@@ -384,17 +533,21 @@ patch_sizes() {
 
 help_patch() {
 	cat <<-E
-	Usage: qemu/vm patch apply [--force]
+	Usage: qemu/vm patch apply [--force | --3way]
 	       qemu/vm patch export [--signoff] [--from TREE --base REF [--branch REF]]
 	       qemu/vm patch check
 	       qemu/vm patch sizes
 
-	apply   applies ${SERIES_DIRECTORY#"$ROOT"/}/*.patch with 'git am'; the result is the branch
-	        packet-traits/VERSION in the cache's VERSION/tree/patched. What is applied already stays as it is.
-	        Changes that somebody made there are kept, unless --force is given.
-	export  writes the series, and 0000-cover-letter.txt from cover-letter.txt, from that branch or,
-	        with --from, from BASE..BRANCH (default: HEAD) of another tree. What did not change is
-	        not written. --signoff adds the Signed-off-by of whoever runs it.
+	apply   applies the patches that kernel-patches/list prints for the kernel in use with 'git am'. The
+	        result is the branch packet-traits/VERSION in the cache's VERSION/tree/patched. Keeps changes
+	        that somebody made there, unless --force is given. If a patch does not apply, prints
+	        the functions and hunks that are rejected. --3way merges the series instead, and leaves
+	        'git am' to you in that tree where it stops: for a new point release.
+	export  writes the patches of that branch or, with --from, of BASE..BRANCH (default: HEAD) of
+	        another tree. For the newest kernel of kernel-patches/tested, or a newer one, writes
+	        ${SERIES_DIRECTORY#"$ROOT"/} and its 0000-cover-letter.txt. For an older kernel 6.12.N, writes
+	        to linux-6.12.N what has to be different up to there. Refuses any author but that of
+	        kernel-patches/author. --signoff adds the Signed-off-by of the person who runs it.
 	check   runs scripts/checkpatch.pl --strict on each patch (without the missing sign-off), and
 	        builds the files that each patch touches on the tree of that patch.
 	sizes   compares struct sk_buff with and without the series, configured as distributions do.

@@ -35,9 +35,11 @@ tree_git() {
 # makefile_version: reads a kernel Makefile, prints VERSION.PATCHLEVEL.SUBLEVEL
 makefile_version() {
 	awk -F ' *= *' '
+		# To the end of the input: the command that writes it must not die of a closed pipe
+		FNR > 10 { next }
 		$1 == "VERSION" { version = $2 }
 		$1 == "PATCHLEVEL" { patchlevel = $2 }
-		$1 == "SUBLEVEL" { sublevel = $2; exit }
+		$1 == "SUBLEVEL" { sublevel = $2 }
 		END { if (version != "" && patchlevel != "") print version "." patchlevel "." sublevel }'
 }
 
