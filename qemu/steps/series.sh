@@ -186,7 +186,7 @@ apply_3way() {
 	if ! GIT_COMMITTER_NAME='Packet traits' GIT_COMMITTER_EMAIL=packet-traits@localhost \
 		tree_git patched am --3way --keep-cr --committer-date-is-author-date "${patches[@]}" >"$log" 2>&1; then
 		explain_full_disk "$log"
-		if grep -q 'lacks necessary blobs' "$log"; then
+		if grep -qE 'lacking or useless|lacks (the )?necessary blob' "$log"; then
 			tree_git patched am --abort >/dev/null 2>&1 || true
 			fail "$(tree_git patched log -1 --format=%s) is the last patch that applies to $SOURCE_TAG: the cache has no kernel to merge from" \
 				"Apply the series to a kernel that it fits first: qemu/vm patch apply --kernel $(tested_versions | tail -n 1)"
@@ -411,14 +411,15 @@ patch_export() {
 	check_authors "$tree" "$base" "$branch"
 	version=$(git -C "$tree" show "$base:Makefile" 2>/dev/null | makefile_version)
 	check_version "$version" "'$base' in $tree"
-	# The series' own folder is for the newest kernel
-	newest=$(tested_versions | tail -n 1)
+	# The series' own folder is for the newest kernel that it was exported from
+	newest=$(cat "$SERIES_DIRECTORY/base" 2>/dev/null) || newest=$version
 	is_at_least "$version" "$newest" || letter=0
 	exported=$CACHE/download/exported
 	rm -rf "$exported"
 	mkdir -p "$exported"
 	export_patches "$tree" "$base" "$branch" "$exported" $letter $signoff
 	if [ $letter = 1 ]; then
+		echo "$version" >"$exported/base"
 		replace_series "$exported"
 	else
 		replace_variants "$version" "$tree" "$base" "$branch" "$exported"
@@ -544,9 +545,9 @@ help_patch() {
 	        the functions and hunks that are rejected. --3way merges the series instead, and leaves
 	        'git am' to you in that tree where it stops: for a new point release.
 	export  writes the patches of that branch or, with --from, of BASE..BRANCH (default: HEAD) of
-	        another tree. For the newest kernel of kernel-patches/tested, or a newer one, writes
-	        ${SERIES_DIRECTORY#"$ROOT"/} and its 0000-cover-letter.txt. For an older kernel 6.12.N, writes
-	        to linux-6.12.N what has to be different up to there. Refuses any author but that of
+	        another tree. For the newest kernel so far (${SERIES_DIRECTORY#"$ROOT"/}/base), or a newer
+	        one, writes that folder and its 0000-cover-letter.txt. For an older kernel 6.12.N,
+	        writes to linux-6.12.N what has to be different up to there. Refuses any author but that of
 	        kernel-patches/author. --signoff adds the Signed-off-by of the person who runs it.
 	check   runs scripts/checkpatch.pl --strict on each patch (without the missing sign-off), and
 	        builds the files that each patch touches on the tree of that patch.

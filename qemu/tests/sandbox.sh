@@ -11,7 +11,9 @@ COMMANDS=$WORK/bin
 PATCHES=$CLONE/kernel-patches/linux-6.12
 mkdir -p "$CLONE" "$COMMANDS" "$PATCHES"
 cp -r "$SOURCE_ROOT/qemu" "$CLONE/"
-cp "$SOURCE_ROOT"/kernel-patches/{list,tested} "$CLONE/kernel-patches/"
+cp "$SOURCE_ROOT"/kernel-patches/list "$CLONE/kernel-patches/"
+echo 6.12.95 >"$CLONE/kernel-patches/tested"
+echo 'Tester <tester@localhost>' >"$CLONE/kernel-patches/author"
 export PATH=$COMMANDS:$PATH PACKET_TRAITS_CACHE=$CACHE
 export GIT_AUTHOR_NAME=Tester GIT_AUTHOR_EMAIL=tester@localhost
 export GIT_COMMITTER_NAME=Tester GIT_COMMITTER_EMAIL=tester@localhost
