@@ -17,7 +17,7 @@ bench_store() {
 	objects=$directory/objects
 	log=$directory/build.log
 	install_packages valgrind
-	lock_cache
+	lock_clone
 	ensure_source
 	ensure_patched
 	rm -rf "$directory"
@@ -63,7 +63,7 @@ boot_bench() {
 bench_unused() {
 	local boots=$1 directory=$RESULTS/bench-unused flavour boot kernel
 	install_packages
-	lock_cache
+	lock_clone
 	for flavour in unpatched-bench patched-bench; do
 		prepare_kernel $flavour
 	done
@@ -119,7 +119,7 @@ bench_turns() {
 	local -a libraries=()
 	install_packages
 	find_toolchain
-	lock_cache
+	lock_clone
 	prepare_guest patched-bench
 	swift_build "traitctl" --product traitctl
 	build_bpf

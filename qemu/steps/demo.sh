@@ -23,7 +23,7 @@ command_demo() {
 	need_series
 	find_toolchain
 	install_packages
-	lock_cache
+	lock_clone
 	prepare_guest patched
 	swift_build "the demo" --product traits-demo
 	build_bpf

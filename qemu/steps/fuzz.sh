@@ -104,7 +104,7 @@ command_fuzz() {
 	need_series
 	find_toolchain
 	install_packages
-	lock_cache
+	lock_clone
 	directory=$RESULTS/fuzz$SUFFIX
 	rm -rf "$directory"
 	mkdir -p "$directory"

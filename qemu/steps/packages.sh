@@ -49,11 +49,16 @@ install_packages() {
 			"Run this, then the same command again:" "  sudo $command"
 	fi
 
+	has_cache_lock || {
+		with_cache_lock install_packages
+		return
+	}
 	step "packages: installing ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
 	# A fresh system has no package lists, or old ones
-	if ! { apt-get -o Acquire::Retries=3 update &&
-		apt-get -o Acquire::Retries=3 install -y --no-install-recommends "${missing[@]}"; } \
+	# What a package starts as a service must not keep a lock
+	if ! { (without_locks apt-get -o Acquire::Retries=3 update) &&
+		(without_locks apt-get -o Acquire::Retries=3 install -y --no-install-recommends "${missing[@]}"); } \
 		>"$log" 2>&1 </dev/null; then
 		explain_full_disk "$log"
 		grep -E '^(E|W|Err)' "$log" | tail -n 8 | quoted || true

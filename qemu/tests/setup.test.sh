@@ -179,17 +179,3 @@ test_a_clone_that_cannot_be_written_to_is_told() {
 		chmod u+w "$CLONE/$path"
 	done
 }
-
-test_two_runs_do_not_share_the_cache_at_once() {
-	mkdir -p "$CACHE"
-	echo "process 4242, 'qemu/vm build'" >"$CACHE/lock.holder"
-	exec 8>"$CACHE/lock"
-	flock -n 8
-	vm fetch
-	ends 1
-	says 'is in use by another run' 'process 4242' 'PACKET_TRAITS_CACHE=DIR'
-	exec 8>&-
-	kernel_tree "$WORK/linux"
-	vm fetch --source "$WORK/linux"
-	ends 0
-}
