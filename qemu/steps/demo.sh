@@ -21,7 +21,7 @@ command_demo() {
 	local status=0
 	open_cache
 	need_series
-	find_toolchain
+	check_machine source swift guest
 	install_packages
 	lock_clone
 	prepare_guest patched

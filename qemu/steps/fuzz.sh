@@ -102,7 +102,7 @@ command_fuzz() {
 	use_profile "$profile"
 	open_cache
 	need_series
-	find_toolchain
+	check_machine source swift guest
 	install_packages
 	lock_clone
 	directory=$RESULTS/fuzz$SUFFIX

@@ -265,6 +265,7 @@ command_boot() {
 	[ $flavour = patched ] || [ -z "$SUFFIX" ] || usage_error "boot: the unpatched kernel has no profile" boot
 	open_cache
 	[ $flavour = unpatched ] || need_series
+	check_machine source guest
 	install_packages
 	lock_clone boot
 	prepare_guest "$flavour$SUFFIX"
@@ -298,6 +299,7 @@ command_shell() {
 	fi
 	open_cache
 	[ $flavour = unpatched ] || need_series
+	check_machine source guest
 	install_packages
 	prepare_guest $flavour
 	mkdir -p "$RESULTS/shell"

@@ -242,6 +242,7 @@ command_build() {
 	done
 	open_cache
 	[ $FLAVOUR = unpatched ] || need_series
+	check_machine source
 	install_packages
 	prepare_kernel $FLAVOUR
 	echo "$IMAGE"

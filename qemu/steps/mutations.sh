@@ -177,6 +177,9 @@ command_mutate() {
 	done
 	open_cache
 	need_series mutate
+	local -a wants=(source)
+	[[ " ${lists[*]} " != *' guest '* ]] || wants+=(swift guest)
+	check_machine "${wants[@]}"
 	install_packages
 	lock_clone
 	ensure_source

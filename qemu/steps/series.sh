@@ -242,6 +242,7 @@ patch_apply() {
 	esac
 	open_cache
 	need_series
+	check_machine source
 	install_packages
 	ensure_source
 	ensure_patched $force
@@ -313,7 +314,9 @@ patch_check() {
 	[ $# -eq 0 ] || usage_error "patch check takes no argument" patch
 	open_cache
 	need_series check
-	install_packages python3-git
+	PACKAGES+=(python3-git)
+	check_machine source
+	install_packages
 	ensure_source
 	lock_exclusive "$BUILDS/check.lock"
 	local id number=0 count patch commit bad=0 log
@@ -386,6 +389,7 @@ patch_sizes() {
 	[ $# -eq 0 ] || usage_error "patch sizes: what is '$1'?" patch
 	open_cache
 	need_series
+	check_machine source
 	install_packages
 	ensure_source
 	switch_tree unpatched "$SOURCE_TAG"

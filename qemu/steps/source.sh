@@ -399,6 +399,13 @@ command_fetch() {
 	done
 	[ -z "$source" ] || [ -z "$KERNEL" ] || usage_error "fetch: either --source or --version" fetch
 	open_cache
+	local -a wants=()
+	if [ -n "$source" ]; then
+		check_source "$(realpath -m "$source")"
+	else
+		wants=(source)
+	fi
+	check_machine "${wants[@]}"
 	install_packages
 	ensure_source "$source"
 	step "source: $SOURCE_TAG is in use"

@@ -271,7 +271,11 @@ command_test() {
 	local wanted=" ${suites[*]} "
 	open_cache
 	[ "$wanted" = ' harness ' ] || need_series
-	[[ $wanted != *' host '* && $wanted != *' guest '* && $wanted != *' traffic '* ]] || find_toolchain
+	local -a wants=()
+	[ "$wanted" = ' harness ' ] || wants+=(source)
+	[[ $wanted != *' host '* && $wanted != *' guest '* && $wanted != *' traffic '* ]] || wants+=(swift)
+	[[ $wanted != *' guest '* && $wanted != *' traffic '* ]] || wants+=(guest)
+	check_machine "${wants[@]}"
 	install_packages
 	lock_clone
 	for suite in "${suites[@]}"; do

@@ -25,6 +25,15 @@ replace() {
 	chmod +x "$COMMANDS/$1"
 }
 
+# A machine that has what is needed, but no mirror
+MACHINE=$WORK/machine
+export PACKET_TRAITS_MACHINE=$MACHINE
+mkdir -p "$MACHINE/etc" "$MACHINE/proc"
+printf 'ID=debian\nVERSION_ID=12\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n' >"$MACHINE/etc/os-release"
+printf 'MemAvailable: 8000000 kB\nSwapFree: 0 kB\n' >"$MACHINE/proc/meminfo"
+replace apt-get <<<'exit 1'
+replace apt-cache <<<'exit 1'
+
 # Every package is installed, unless a test says otherwise
 replace dpkg-query <<<'echo -n installed'
 
