@@ -16,8 +16,10 @@ bench_store() {
 	local -a include measurements
 	objects=$directory/objects
 	log=$directory/build.log
-	install_packages valgrind
-	lock_cache
+	PACKAGES+=(valgrind)
+	check_machine source
+	install_packages
+	lock_clone
 	ensure_source
 	ensure_patched
 	rm -rf "$directory"
@@ -62,8 +64,9 @@ boot_bench() {
 # bench_unused BOOTS: unpatched and patched kernel by turns
 bench_unused() {
 	local boots=$1 directory=$RESULTS/bench-unused flavour boot kernel
+	check_machine source guest
 	install_packages
-	lock_cache
+	lock_clone
 	for flavour in unpatched-bench patched-bench; do
 		prepare_kernel $flavour
 	done
@@ -117,9 +120,9 @@ count_instructions() {
 bench_turns() {
 	local name=$1 what=$2 each=$3 directory=$RESULTS/bench-$1 status=0
 	local -a libraries=()
+	check_machine source swift guest
 	install_packages
-	find_toolchain
-	lock_cache
+	lock_clone
 	prepare_guest patched-bench
 	swift_build "traitctl" --product traitctl
 	build_bpf

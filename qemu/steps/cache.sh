@@ -15,7 +15,7 @@
 #   download, apt    what is being fetched, and apt's private state
 #   virtme-ng-*      the private Python environment
 #   log              output of the steps that all versions share
-#   lock             held while a run changes any of these
+#   *.lock, *.holder see below
 
 CACHE=${PACKET_TRAITS_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/packet-traits}
 # Absolute: it is printed, and worktrees and make's O= are told by full path
@@ -23,6 +23,9 @@ case $CACHE in
 /*) ;;
 *) CACHE=$PWD/$CACHE ;;
 esac
+
+# Output of what is built in the clone
+CLONE_LOGS=$ROOT/.build-vm/log
 
 # need_writable NAME ADVICE PATHS...: all of them that are there can be written to.
 # Else the run would end somewhere in the middle, with some other program's words.
@@ -54,21 +57,130 @@ open_cache() {
 # open_results: RESULTS is there, and what is built can be put into the clone
 open_results() {
 	local reason advice="Results are kept in its .build-vm, and what is built in its .build. After a run as root these are root's."
-	reason=$(mkdir -p "$RESULTS" 2>&1) ||
+	reason=$(mkdir -p "$RESULTS" "$CLONE_LOGS" 2>&1) ||
 		fail "the clone $ROOT cannot be written to by $(id -un): $(head -n 1 <<<"${reason#mkdir: }")" "$advice"
-	need_writable "the clone $ROOT" "$advice" "$ROOT" "$ROOT"/.build{,-vm} "$ROOT"/.build-vm/{bpf,guest} "$RESULTS" "$RESULTS"/*
+	need_writable "the clone $ROOT" "$advice" "$ROOT" "$ROOT"/.build{,-vm} "$ROOT"/.build-vm/{bpf,guest,log,lock,boot.lock} "$RESULTS" "$RESULTS"/*
 }
 
-# lock_cache: keep other runs out until this one, and every compiler that it
-# started, has ended. The descriptor is inherited on purpose: after a killed run
-# nobody may build into a directory that an orphaned make still writes to.
-lock_cache() {
-	[ -z "${CACHE_LOCKED:-}" ] || return 0
-	exec 9>>"$CACHE/lock"
-	if ! flock -n 9; then
-		fail "the cache $CACHE is in use by another run: $(tail -n 1 "$CACHE/lock.holder" 2>/dev/null || echo unknown)" \
-			"Wait for it to end, or give this run a cache of its own: PACKET_TRAITS_CACHE=DIR qemu/vm ..."
+# Locks. What a run only reads it shares with others, what it changes it has alone:
+#
+#   lock                        linux.git, downloads, apt, virtme-ng: alone, while they change
+#   VERSION/tree/FLAVOUR.lock   shared while it is built from, alone while it is switched
+#   VERSION/build/FLAVOUR.lock  shared while image and headers are used, alone while it is built
+#   .build-vm/*.lock            of the clone: results and what Swift builds, alone
+#
+# While a run holds "lock" it waits for no other one, so no two runs wait for each other. A
+# compiler inherits the descriptors on purpose: after a killed run nobody may build into a
+# directory that an orphaned make still writes to. A guest does not inherit them.
+
+# Descriptors by file
+declare -A LOCKS=()
+
+# living_holders LOCK: the lines of other runs that go on
+living_holders() {
+	local line
+	while IFS= read -r line; do
+		[[ $line =~ ^process\ ([0-9]+), ]] || continue
+		[ "${BASH_REMATCH[1]}" = $$ ] || [ ! -e "/proc/${BASH_REMATCH[1]}" ] || echo "$line"
+	done < <(cat "$1.holder" 2>/dev/null)
+}
+
+# holder LOCK: who has it, for messages
+holder() {
+	local living
+	living=$(living_holders "$1" | paste -sd ';')
+	if [ -n "$living" ]; then
+		echo "$living"
+	else
+		echo "$(tail -n 1 "$1.holder" 2>/dev/null || echo unknown); it has ended, but something that it started runs on"
 	fi
-	CACHE_LOCKED=1
-	echo "process $$, 'qemu/vm $SUBCOMMAND', begun $(date '+%F %T')" >"$CACHE/lock.holder"
+}
+
+# locked_name LOCK: what it is the lock of
+locked_name() {
+	local name=${1%.lock}
+	echo "${name%/lock}"
+}
+
+# try_lock -s|-x LOCK [SECONDS]: shared or alone. What this run held before is lost in any case.
+try_lock() {
+	local mode=$1 file=$2 fd=${LOCKS[$2]:-}
+	if [ -z "$fd" ]; then
+		exec {fd}>>"$file"
+		LOCKS[$file]=$fd
+	fi
+	flock "$mode" -w "${3:-0}" "$fd" || return 1
+	{
+		[ "$mode" = -x ] || living_holders "$file"
+		echo "process $$, 'qemu/vm $SUBCOMMAND', begun $(date '+%F %T')"
+	} >"$file.holder.$$"
+	mv "$file.holder.$$" "$file.holder"
+}
+
+# wait_lock -s|-x LOCK
+wait_lock() {
+	! try_lock "$1" "$2" || return 0
+	detail "waiting for $(locked_name "$2"), in use by another run: $(holder "$2")"
+	# By turns: a signal is heard in between
+	until try_lock "$1" "$2" 2; do
+		:
+	done
+}
+
+# lock_shared LOCK: waits while another run changes what it is the lock of
+lock_shared() {
+	wait_lock -s "$1"
+}
+
+# lock_exclusive LOCK: the same; ends the run if others use it, which may take hours. What it
+# is the lock of may have changed meanwhile.
+lock_exclusive() {
+	while :; do
+		wait_lock -s "$1"
+		! try_lock -x "$1" 3 || return 0
+		# Another run may have begun to change it
+		try_lock -s "$1" || continue
+		fail "$(locked_name "$1") is in use by another run: $(holder "$1")" \
+			"Wait for it to end, or give this run a cache of its own: PACKET_TRAITS_CACHE=DIR qemu/vm ..."
+	done
+}
+
+# unlock LOCK
+unlock() {
+	local fd=${LOCKS[$1]}
+	exec {fd}>&-
+	unset "LOCKS[$1]"
+}
+
+# with_cache_lock COMMAND...: while what all versions share belongs to this run alone
+with_cache_lock() {
+	if has_cache_lock; then
+		"$@"
+		return
+	fi
+	wait_lock -x "$CACHE/lock"
+	"$@"
+	unlock "$CACHE/lock"
+}
+
+has_cache_lock() {
+	[ -n "${LOCKS[$CACHE/lock]:-}" ]
+}
+
+# lock_clone [NAME]: the clone's results NAME, and without NAME also what is built into the
+# clone, belong to this run alone
+lock_clone() {
+	local file=$ROOT/.build-vm/${1:+$1.}lock
+	try_lock -x "$file" ||
+		fail "the clone $ROOT is in use by another run: $(holder "$file")" \
+			"Wait for it to end, or use another clone. Clones share the cache."
+}
+
+# without_locks COMMAND...: becomes COMMAND, which does not inherit them. In a subshell.
+without_locks() {
+	local fd
+	for fd in "${LOCKS[@]}"; do
+		exec {fd}>&-
+	done
+	exec "$@"
 }

@@ -21,9 +21,9 @@ command_demo() {
 	local status=0
 	open_cache
 	need_series
-	find_toolchain
+	check_machine source swift guest
 	install_packages
-	lock_cache
+	lock_clone
 	prepare_guest patched
 	swift_build "the demo" --product traits-demo
 	build_bpf

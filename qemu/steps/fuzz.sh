@@ -102,9 +102,9 @@ command_fuzz() {
 	use_profile "$profile"
 	open_cache
 	need_series
-	find_toolchain
+	check_machine source swift guest
 	install_packages
-	lock_cache
+	lock_clone
 	directory=$RESULTS/fuzz$SUFFIX
 	rm -rf "$directory"
 	mkdir -p "$directory"

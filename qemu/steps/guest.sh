@@ -45,6 +45,10 @@ ensure_virtme() {
 	local venv=$CACHE/virtme-ng-$VIRTME_NG log=$CACHE/log/virtme-ng.log
 	VNG=$venv/bin/vng
 	[ -e "$venv.ready" ] && [ -x "$VNG" ] && return 0
+	has_cache_lock || {
+		with_cache_lock ensure_virtme
+		return
+	}
 	step "guest: installing virtme-ng $VIRTME_NG into $venv"
 	rm -rf "$venv"
 	logged "$log" python3 -m venv "$venv"
@@ -66,11 +70,11 @@ run_virtme() {
 	# setsid: one process group, which is ended as a whole. A pipe for the console:
 	# QEMU opens it by name, several times, which would truncate a plain file.
 	# virtme-ng looks for its other half on PATH.
-	PATH=$(dirname "$VNG"):$PATH setsid timeout --signal=TERM --kill-after=5 "$limit" \
+	PATH=$(dirname "$VNG"):$PATH without_locks setsid timeout --signal=TERM --kill-after=5 "$limit" \
 		"$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root --memory "$GUEST_MEMORY" --cpus "$GUEST_CPUS" \
 		--verbose --append oops=panic --append "$GUEST_ROOT" --qemu-opts="$(guest_cards)" "${GUEST_ARGUMENTS[@]}" --rwdir "$directory" "$@" \
 		--exec "$(printf 'bash %q %q' "$ROOT/qemu/guest/enter" "$directory")" \
-		</dev/null >"$directory/virtme-ng.log" 2> >(exec cat >>"$directory/console.log") 9>&- &
+		</dev/null >"$directory/virtme-ng.log" 2> >(without_locks cat >>"$directory/console.log") &
 	CHILD_GROUP=$!
 	wait $CHILD_GROUP || status=$?
 	end_group $CHILD_GROUP
@@ -101,6 +105,10 @@ probe_kvm() {
 	fi
 	boot=$(cat /proc/sys/kernel/random/boot_id)
 	if [ "$(cut -d ' ' -f 1 "$answer" 2>/dev/null)" != "$boot" ]; then
+		has_cache_lock || {
+			with_cache_lock probe_kvm
+			return
+		}
 		step "guest: does hardware virtualisation work? (at most $KVM_PROBE_LIMIT s, once per boot)"
 		mkdir -p "$directory"
 		rm -f "$directory/status"
@@ -162,7 +170,7 @@ boot_guest() {
 		echo
 	} >"$directory/command"
 
-	tail -n +1 -f "$directory/output.log" --pid=$$ 2>/dev/null 9>&- &
+	tail -n +1 -f "$directory/output.log" --pid=$$ 2>/dev/null &
 	follow=$!
 	run_virtme "$directory" "$limit" "${ACCELERATION[@]}" || status=$?
 	# Let what the guest printed last come through
@@ -257,8 +265,9 @@ command_boot() {
 	[ $flavour = patched ] || [ -z "$SUFFIX" ] || usage_error "boot: the unpatched kernel has no profile" boot
 	open_cache
 	[ $flavour = unpatched ] || need_series
+	check_machine source guest
 	install_packages
-	lock_cache
+	lock_clone boot
 	prepare_guest "$flavour$SUFFIX"
 	step "guest: $*"
 	boot_guest "$RESULTS/boot" "$limit" "$@" || status=$?
@@ -290,12 +299,12 @@ command_shell() {
 	fi
 	open_cache
 	[ $flavour = unpatched ] || need_series
+	check_machine source guest
 	install_packages
-	lock_cache
 	prepare_guest $flavour
 	mkdir -p "$RESULTS/shell"
 	step "guest: a shell"
-	PATH=$(dirname "$VNG"):$PATH "$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root \
+	(PATH=$(dirname "$VNG"):$PATH without_locks "$VNG" -r "$IMAGE" --disable-microvm --force-9p --user root \
 		--memory "$GUEST_MEMORY" --cpus "$GUEST_CPUS" "${ACCELERATION[@]}" \
-		--rwdir "$RESULTS/shell" --cwd "$ROOT"
+		--rwdir "$RESULTS/shell" --cwd "$ROOT")
 }

@@ -152,17 +152,35 @@ watch_build() {
 	done
 }
 
+# is_built FLAVOUR STAMP
+is_built() {
+	[ -e "$IMAGE" ] && [ "$(cat "$BUILDS/$1.stamp" 2>/dev/null)" = "$2" ]
+}
+
 # ensure_kernel FLAVOUR: build/FLAVOUR has the image, and for a patched kernel the
 # exported headers, of what tree/FLAVOUR holds
 ensure_kernel() {
-	local flavour=$1 build=$BUILDS/$1 log=$LOGS/build-$1.log stamp status=0 pid
+	local flavour=$1 build=$BUILDS/$1 stamp
 	IMAGE=$build/arch/x86/boot/bzImage
 	KERNEL_HEADERS=$build/headers/include
+	lock_shared "$build.lock"
 	stamp=$(build_stamp "$flavour")
-	if [ -e "$IMAGE" ] && [ "$(cat "$build.stamp" 2>/dev/null)" = "$stamp" ]; then
+	if is_built "$flavour" "$stamp"; then
 		step "kernel: $flavour is built, nothing changed"
 		return 0
 	fi
+	# Another run may build it first, or something else in between
+	until is_built "$flavour" "$stamp"; do
+		lock_exclusive "$build.lock"
+		is_built "$flavour" "$stamp" || build_kernel "$flavour" "$stamp"
+		lock_shared "$build.lock"
+	done
+	step "kernel: $IMAGE"
+}
+
+# build_kernel FLAVOUR STAMP
+build_kernel() {
+	local flavour=$1 stamp=$2 build=$BUILDS/$1 log=$LOGS/build-$1.log status=0 pid
 	[ -e "$build/vmlinux" ] || need_space "$CACHE" $BUILD_SPACE_MB "the kernel's build"
 	rm -f "$build.stamp"
 	step "kernel: configuring $flavour"
@@ -187,7 +205,6 @@ ensure_kernel() {
 		logged "$LOGS/headers.log" kernel_make patched headers_install INSTALL_HDR_PATH="$build/headers"
 	fi
 	echo "$stamp" >"$build.stamp"
-	step "kernel: $IMAGE"
 }
 
 # prepare_kernel FLAVOUR: source, series, image
@@ -225,8 +242,8 @@ command_build() {
 	done
 	open_cache
 	[ $FLAVOUR = unpatched ] || need_series
+	check_machine source
 	install_packages
-	lock_cache
 	prepare_kernel $FLAVOUR
 	echo "$IMAGE"
 }

@@ -12,10 +12,10 @@ MUTANT_GUEST_LIMIT=5400
 run_mutant() {
 	local directory=$RESULTS/mutations status=0
 	rm -f "$directory/$1.json"
-	(cd "$TREES/mutated" && exec setsid timeout --kill-after=5 $MUTANT_LIMIT \
+	(cd "$TREES/mutated" && without_locks setsid timeout --kill-after=5 $MUTANT_LIMIT \
 		tools/testing/kunit/kunit.py exec --arch um --build_dir "$BUILDS/mutated" --timeout $((MUTANT_LIMIT / 2)) \
 		--kernel_args "traits_mutant=$1" --json="$directory/$1.json" 'traits*') \
-		>"$directory/$1.log" 2>&1 </dev/null 9>&- &
+		>"$directory/$1.log" 2>&1 </dev/null &
 	CHILD_GROUP=$!
 	wait $CHILD_GROUP || status=$?
 	CHILD_GROUP=
@@ -46,10 +46,11 @@ outcome_of() {
 build_mutated() {
 	local directory=$RESULTS/mutations build=$BUILDS/mutated log=$RESULTS/mutations/build.log
 	mkdir -p "$build"
+	lock_exclusive "$build.lock"
 	step "mutate: building User Mode Linux with $(wc -l <"$directory/sites.tsv") switches (log: $log)"
 	(cd "$TREES/mutated" && exec setsid tools/testing/kunit/kunit.py build --arch um --build_dir "$build" \
 		--jobs "$(nproc)" --kunitconfig "$CONFIG_DIRECTORY/kunit.config" --kconfig_add CONFIG_NET_TRAITS_DEBUG=y) \
-		>"$log" 2>&1 </dev/null 9>&- &
+		>"$log" 2>&1 </dev/null &
 	CHILD_GROUP=$!
 	if ! wait $CHILD_GROUP; then
 		CHILD_GROUP=
@@ -176,19 +177,25 @@ command_mutate() {
 	done
 	open_cache
 	need_series mutate
+	local -a wants=(source)
+	[[ " ${lists[*]} " != *' guest '* ]] || wants+=(swift guest)
+	check_machine "${wants[@]}"
 	install_packages
-	lock_cache
+	lock_clone
 	ensure_source
 	ensure_patched
 	mkdir -p "$directory"
 	head=$(tree_git patched rev-parse HEAD)
+	lock_exclusive "$TREES/mutated.lock"
 	# The switches of an earlier run would be in the way of another series. Of the same one
 	# they stay: what does not change is not built again.
 	[ ! -e "$TREES/mutated/.git" ] || [ "$(tree_git mutated rev-parse HEAD)" = "$head" ] ||
 		logged "$directory/build.log" tree_git mutated reset -q --hard
 	switch_tree mutated "$head"
+	lock_exclusive "$TREES/mutated.lock"
 	"$ROOT/qemu/mutations/mutate.py" "$TREES/mutated" "$ROOT"/qemu/mutations/{kunit,guest}.sites \
 		>"$directory/sites.tsv" || fail "the lists in qemu/mutations do not fit the series, see above"
+	lock_shared "$TREES/mutated.lock"
 	awk -F '\t' -v only="$only" -v lists=" ${lists[*]} " 'index($3, only) && index(lists, " " $2 " ")' \
 		"$directory/sites.tsv" >"$directory/wanted.tsv"
 	[ -s "$directory/wanted.tsv" ] || fail "no site's name contains '$only'"

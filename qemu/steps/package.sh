@@ -9,10 +9,10 @@ GUEST_PROGRAMS=$ROOT/.build-vm/guest
 
 # swift_build WHAT ARGUMENTS...: with the last line of its progress now and then
 swift_build() {
-	local log=$CACHE/log/swift.log pid status=0 next=$((SECONDS + 20))
+	local log=$CLONE_LOGS/swift.log pid status=0 next=$((SECONDS + 20))
 	step "package: building $1"
 	shift
-	setsid swift build --package-path "$ROOT" "$@" >"$log" 2>&1 </dev/null 9>&- &
+	setsid swift build --package-path "$ROOT" "$@" >"$log" 2>&1 </dev/null &
 	pid=$!
 	CHILD_GROUP=$pid
 	while kill -0 $pid 2>/dev/null; do
@@ -31,7 +31,7 @@ swift_build() {
 
 # build_bpf: NAME.bpf.c to NAME.bpf.o, again when the source is newer
 build_bpf() {
-	local source object log=$CACHE/log/bpf.log
+	local source object log=$CLONE_LOGS/bpf.log
 	local clang=$TOOLCHAIN/clang
 	mkdir -p "$BPF_DIRECTORY"
 	[ -x "$clang" ] || fail "the Swift toolchain has no clang: $clang" \
@@ -61,6 +61,6 @@ build_guest_program() {
 	[ $# -eq 0 ] || link=
 	mkdir -p "$GUEST_PROGRAMS"
 	step "package: compiling $(basename "$source")"
-	logged "$CACHE/log/guest-program.log" gcc $link -O2 -Wall -Wextra -Wno-missing-field-initializers -Werror \
+	logged "$CLONE_LOGS/guest-program.log" gcc $link -O2 -Wall -Wextra -Wno-missing-field-initializers -Werror \
 		-I "$ROOT/Sources/CTraits/include" "$source" -o "$GUEST_PROGRAMS/$name" "$@"
 }

@@ -33,27 +33,21 @@ missing_packages() {
 	done
 }
 
-# install_packages [MORE...]: MORE is what few commands need
+# install_packages: what is missing. For others than root check_machine has ended the run.
 install_packages() {
-	PACKAGES+=("$@")
-	local missing log=$CACHE/log/packages.log command
-	command -v dpkg-query >/dev/null ||
-		fail "no dpkg-query on PATH: this is not a Debian system" \
-			"Debian 12 or newer is what the harness knows; it would install: ${PACKAGES[*]}"
+	local missing log=$CACHE/log/packages.log
 	mapfile -t missing < <(missing_packages)
 	[ ${#missing[@]} -gt 0 ] || return 0
-	command="apt-get install --no-install-recommends ${missing[*]}"
-
-	if [ "$(id -u)" -ne 0 ]; then
-		fail "${#missing[@]} packages are missing, and only root can install them: ${missing[*]}" \
-			"Run this, then the same command again:" "  sudo $command"
-	fi
-
+	has_cache_lock || {
+		with_cache_lock install_packages
+		return
+	}
 	step "packages: installing ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
 	# A fresh system has no package lists, or old ones
-	if ! { apt-get -o Acquire::Retries=3 update &&
-		apt-get -o Acquire::Retries=3 install -y --no-install-recommends "${missing[@]}"; } \
+	# What a package starts as a service must not keep a lock
+	if ! { (without_locks apt-get -o Acquire::Retries=3 update) &&
+		(without_locks apt-get -o Acquire::Retries=3 install -y --no-install-recommends "${missing[@]}"); } \
 		>"$log" 2>&1 </dev/null; then
 		explain_full_disk "$log"
 		grep -E '^(E|W|Err)' "$log" | tail -n 8 | quoted || true

@@ -108,6 +108,9 @@ apply_in_passing() {
 switch_tree() {
 	local flavour=$1 commit=$2 branch=${3:-} tree=$TREES/$1 log=$LOGS/switch-$1.log
 	local -a to=(--detach "$commit")
+	lock_shared "$tree.lock"
+	! is_switched "$@" || return 0
+	lock_exclusive "$tree.lock"
 	[ -z "$branch" ] || to=(-B "$branch" "$commit")
 	if [ -e "$TREES/$flavour.switching" ]; then
 		# An interrupted run left some files old, some new, and git's lock
@@ -117,13 +120,27 @@ switch_tree() {
 	fi
 	touch "$TREES/$flavour.switching"
 	if ! tree_git "$flavour" rev-parse -q --verify HEAD >/dev/null 2>&1; then
-		rm -rf "$tree"
-		linux_git worktree prune
-		need_space "$CACHE" 2000 "a kernel tree"
-		logged "$log" linux_git -c checkout.workers=0 worktree add --force --detach "$tree" "$commit"
+		with_cache_lock add_worktree "$tree" "$commit" "$log"
 	fi
 	logged "$log" tree_git "$flavour" checkout -q "${to[@]}"
 	rm -f "$TREES/$flavour.switching"
+	lock_shared "$tree.lock"
+	is_switched "$@" || fail "$tree was changed by another run meanwhile: $(holder "$tree.lock")"
+}
+
+# is_switched FLAVOUR COMMIT [BRANCH]: the worktree is at that commit, and on that branch
+is_switched() {
+	[ ! -e "$TREES/$1.switching" ] &&
+		[ "$(tree_git "$1" rev-parse -q --verify HEAD 2>/dev/null)" = "$(linux_git rev-parse "$2^{commit}")" ] &&
+		[ "$(tree_git "$1" branch --show-current)" = "${3:-}" ]
+}
+
+# add_worktree TREE COMMIT LOG
+add_worktree() {
+	rm -rf "$1"
+	linux_git worktree prune
+	need_space "$CACHE" 2000 "a kernel tree"
+	logged "$3" linux_git -c checkout.workers=0 worktree add --force --detach "$1" "$2"
 }
 
 # refuse_to_lose FLAVOUR: end if somebody's work is in the tree
@@ -148,12 +165,14 @@ ensure_patched() {
 	need_series
 	id=$(series_id)
 	count=$(series_patches | wc -l)
+	lock_shared "$tree.lock"
 	if ! commit=$(linux_git rev-parse -q --verify "refs/heads/series/$id"); then
 		step "series: applying $count patches to $SOURCE_TAG"
-		apply_in_passing "$id"
+		with_cache_lock apply_in_passing "$id"
 		commit=$(linux_git rev-parse "refs/heads/series/$id")
 	fi
 	if [ "${1:-}" = --force ]; then
+		lock_exclusive "$tree.lock"
 		[ ! -e "$tree/.git" ] || tree_git patched reset -q --hard
 	else
 		# Exported work is in the series: same content, other commits
@@ -180,6 +199,7 @@ apply_3way() {
 	refuse_to_lose patched
 	mapfile -t patches < <(series_patches)
 	switch_tree patched "$SOURCE_TAG" "$(series_branch)"
+	lock_exclusive "$tree.lock"
 	# What follows is work that nothing but an export puts into the series
 	linux_git rev-parse "$SOURCE_TAG^{commit}" >"$tree.applied"
 	step "series: merging ${#patches[@]} patches into $SOURCE_TAG, branch $(series_branch) of $tree"
@@ -358,8 +378,8 @@ patch_apply() {
 	esac
 	open_cache
 	need_series
+	check_machine source
 	install_packages
-	lock_cache
 	ensure_source
 	if [ -n "$merge" ]; then
 		apply_3way
@@ -385,13 +405,13 @@ patch_export() {
 		esac
 	done
 	open_cache
-	lock_cache
 	if [ -z "$tree" ]; then
 		use_cached_source || fail "no tree to export from: the cache $CACHE has no source${KERNEL:+ of Linux $KERNEL}" \
 			"'qemu/vm patch apply' gets it; --from TREE --base REF takes another tree."
 		tree=$TREES/patched
 		[ -e "$tree/.git" ] || fail "no tree to export from: $tree does not exist" \
 			"'qemu/vm patch apply' makes it; --from TREE --base REF takes another one."
+		lock_shared "$tree.lock"
 		[ -n "$base" ] || base=$SOURCE_TAG
 		[ -n "$branch" ] || branch=$(series_branch)
 	fi
@@ -414,6 +434,7 @@ patch_export() {
 	# The series' own folder is for the newest kernel that it was exported from
 	newest=$(cat "$SERIES_DIRECTORY/base" 2>/dev/null) || newest=$version
 	is_at_least "$version" "$newest" || letter=0
+	wait_lock -x "$CACHE/lock"
 	exported=$CACHE/download/exported
 	rm -rf "$exported"
 	mkdir -p "$exported"
@@ -444,15 +465,17 @@ patch_check() {
 	[ $# -eq 0 ] || usage_error "patch check takes no argument" patch
 	open_cache
 	need_series check
-	install_packages python3-git
-	lock_cache
+	PACKAGES+=(python3-git)
+	check_machine source
+	install_packages
 	ensure_source
+	lock_exclusive "$BUILDS/check.lock"
 	local id number=0 count patch commit bad=0 log
 	local -a patches commits objects
 	id=$(series_id)
 	if ! linux_git rev-parse -q --verify "refs/heads/series/$id" >/dev/null; then
 		step "series: applying to $SOURCE_TAG"
-		apply_in_passing "$id"
+		with_cache_lock apply_in_passing "$id"
 	fi
 	mapfile -t patches < <(series_patches)
 	mapfile -t commits < <(linux_git rev-list --reverse "$SOURCE_TAG..series/$id")
@@ -500,6 +523,7 @@ skbuff_layout() {
 	local -a fragments=("$CONFIG_DIRECTORY"/{machine,network,bpf,distribution}.config)
 	[ "$flavour" = unpatched ] || fragments+=("$CONFIG_DIRECTORY/traits.config")
 	mkdir -p "$build"
+	lock_exclusive "$build.lock"
 	logged "$log" make -C "$tree" O="$build" ARCH=x86_64 tinyconfig
 	ARCH=x86_64 logged "$log" "$tree/scripts/kconfig/merge_config.sh" -m -O "$build" "$build/.config" "${fragments[@]}"
 	logged "$log" make -C "$tree" O="$build" ARCH=x86_64 olddefconfig
@@ -516,8 +540,8 @@ patch_sizes() {
 	[ $# -eq 0 ] || usage_error "patch sizes: what is '$1'?" patch
 	open_cache
 	need_series
+	check_machine source
 	install_packages
-	lock_cache
 	ensure_source
 	switch_tree unpatched "$SOURCE_TAG"
 	ensure_patched

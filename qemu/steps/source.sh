@@ -334,14 +334,10 @@ write_whole() {
 # ensure_source [PATH]: the source that this run needs is in the cache; PATH replaces the one
 # in use. A version that was asked for with --kernel is for this run only.
 ensure_source() {
-	local TARBALL=''
 	if [ -n "${1:-}" ]; then
-		import_source "$(realpath -m "$1")"
+		with_cache_lock import_source "$(realpath -m "$1")"
 	elif ! use_cached_source; then
-		need_space "$CACHE" $SOURCE_SPACE_MB "the kernel's source"
-		download_debian_source
-		import_source "$TARBALL"
-		rm -rf "$CACHE/download/unpacked"
+		with_cache_lock fetch_source
 	fi
 	if [ -z "$KERNEL" ] || [ "$SUBCOMMAND" = fetch ]; then
 		write_whole "$SOURCE_TAG" "$CACHE/source"
@@ -349,12 +345,22 @@ ensure_source() {
 	leave_former_layout
 }
 
+# fetch_source: from Debian. Another run may have fetched it meanwhile.
+fetch_source() {
+	local TARBALL=''
+	! use_cached_source || return 0
+	need_space "$CACHE" $SOURCE_SPACE_MB "the kernel's source"
+	download_debian_source
+	import_source "$TARBALL"
+	rm -rf "$CACHE/download/unpacked"
+}
+
 # leave_former_layout: once there was one tree for all versions. It may have somebody's work.
 leave_former_layout() {
 	[ -d "$CACHE/tree" ] || return 0
 	# A branch of this name would be in the way of packet-traits/VERSION
 	! linux_git rev-parse -q --verify refs/heads/packet-traits >/dev/null ||
-		linux_git branch -m packet-traits former-packet-traits
+		with_cache_lock linux_git branch -m packet-traits former-packet-traits
 	detail "$CACHE/tree and $CACHE/build are no longer used: delete them, unless there is work of yours in tree/patched"
 }
 
@@ -395,8 +401,14 @@ command_fetch() {
 	done
 	[ -z "$source" ] || [ -z "$KERNEL" ] || usage_error "fetch: either --source or --version" fetch
 	open_cache
+	local -a wants=()
+	if [ -n "$source" ]; then
+		check_source "$(realpath -m "$source")"
+	else
+		wants=(source)
+	fi
+	check_machine "${wants[@]}"
 	install_packages
-	lock_cache
 	ensure_source "$source"
 	step "source: $SOURCE_TAG is in use"
 }

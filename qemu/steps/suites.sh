@@ -89,10 +89,10 @@ read_events() {
 suite_host() {
 	local directory=$RESULTS/host status=0
 	step "host: the package's suites on this kernel"
-	PACKET_TRAITS_BPF=$BPF_DIRECTORY PACKET_TRAITS_HEADERS=$KERNEL_HEADERS \
+	(without_locks env PACKET_TRAITS_BPF="$BPF_DIRECTORY" PACKET_TRAITS_HEADERS="$KERNEL_HEADERS" \
 		timeout --kill-after=5 $HOST_LIMIT "$TEST_BUNDLE" --testing-library swift-testing \
-		--skip '^GuestTests\.' --event-stream-output-path "$directory/events.json" \
-		>"$directory/output.log" 2>&1 </dev/null 9>&- || status=$?
+		--skip '^GuestTests\.' --event-stream-output-path "$directory/events.json") \
+		>"$directory/output.log" 2>&1 </dev/null || status=$?
 	[ $status -ne 124 ] || fail_suite host "did not end within $HOST_LIMIT s; begun: $(running_tests "$directory/events.json" | paste -sd ' ')"
 	read_events host $status
 }
@@ -145,12 +145,13 @@ suite_kunit() {
 			--timeout "$KUNIT_LIMIT")
 	fi
 	mkdir -p "$build"
+	lock_exclusive "$build.lock"
 	# What an earlier run reported is not this one's
 	rm -f "$build/test.log"
 	(cd "$TREES/patched" && exec setsid timeout --kill-after=5 "$KUNIT_LIMIT" \
 		tools/testing/kunit/kunit.py run --arch um --build_dir "$build" --jobs "$(nproc)" \
 		"${configs[@]}" --json="$directory/kunit.json" 'traits*') \
-		>"$directory/output.log" 2>&1 </dev/null 9>&- &
+		>"$directory/output.log" 2>&1 </dev/null &
 	CHILD_GROUP=$!
 	wait $CHILD_GROUP || status=$?
 	CHILD_GROUP=
@@ -158,6 +159,7 @@ suite_kunit() {
 		explain_full_disk "$directory/output.log"
 		tail -n 15 "$directory/output.log" | quoted
 		fail_suite "$name" "kunit.py ended with status $status and no result ($directory/output.log)"
+		unlock "$build.lock"
 		return
 	fi
 	jq -r -f "$ROOT/qemu/steps/kunit.jq" "$directory/kunit.json" >>"$directory/tests.tsv" ||
@@ -166,6 +168,7 @@ suite_kunit() {
 	[ $status -eq 0 ] || [ "$(count failed "$directory/tests.tsv")" -gt 0 ] ||
 		fail_suite "$name" "every case passed, but kunit.py ended with status $status"
 	[ "$PROFILE" = plain ] || reports_of_kunit "$name" "$build/test.log"
+	unlock "$build.lock"
 }
 
 # reports_of_kunit SUITE LOG: what KASAN, lockdep and the others wrote to the kernel's
@@ -185,8 +188,8 @@ reports_of_kunit() {
 suite_harness() {
 	local status=0
 	step "harness: qemu/tests"
-	timeout --kill-after=5 $HARNESS_LIMIT "$ROOT/qemu/tests/run" "$RESULTS/harness" \
-		>"$RESULTS/harness/output.log" 2>&1 </dev/null 9>&- || status=$?
+	(without_locks timeout --kill-after=5 $HARNESS_LIMIT "$ROOT/qemu/tests/run" "$RESULTS/harness") \
+		>"$RESULTS/harness/output.log" 2>&1 </dev/null || status=$?
 	[ -s "$RESULTS/harness/tests.tsv" ] || fail_suite harness "no test ran, qemu/tests/run ended with status $status"
 	[ $status -eq 0 ] || [ "$(count failed "$RESULTS/harness/tests.tsv")" -gt 0 ] ||
 		fail_suite harness "qemu/tests/run ended with status $status ($RESULTS/harness/output.log)"
@@ -268,9 +271,13 @@ command_test() {
 	local wanted=" ${suites[*]} "
 	open_cache
 	[ "$wanted" = ' harness ' ] || need_series
-	[[ $wanted != *' host '* && $wanted != *' guest '* && $wanted != *' traffic '* ]] || find_toolchain
+	local -a wants=()
+	[ "$wanted" = ' harness ' ] || wants+=(source)
+	[[ $wanted != *' host '* && $wanted != *' guest '* && $wanted != *' traffic '* ]] || wants+=(swift)
+	[[ $wanted != *' guest '* && $wanted != *' traffic '* ]] || wants+=(guest)
+	check_machine "${wants[@]}"
 	install_packages
-	lock_cache
+	lock_clone
 	for suite in "${suites[@]}"; do
 		begin_suite "$suite$SUFFIX"
 		files+=("$RESULTS/$suite$SUFFIX/tests.tsv")

@@ -27,6 +27,15 @@ replace() {
 	chmod +x "$COMMANDS/$1"
 }
 
+# A machine that has what is needed, but no mirror
+MACHINE=$WORK/machine
+export PACKET_TRAITS_MACHINE=$MACHINE
+mkdir -p "$MACHINE/etc" "$MACHINE/proc"
+printf 'ID=debian\nVERSION_ID=12\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n' >"$MACHINE/etc/os-release"
+printf 'MemAvailable: 8000000 kB\nSwapFree: 0 kB\n' >"$MACHINE/proc/meminfo"
+replace apt-get <<<'exit 1'
+replace apt-cache <<<'exit 1'
+
 # Every package is installed, unless a test says otherwise
 replace dpkg-query <<<'echo -n installed'
 
@@ -84,7 +93,8 @@ same() {
 
 # kernel_tree DIRECTORY [VERSION PATCHLEVEL SUBLEVEL]: a tree that has what the
 # harness asks of a kernel, and builds at once. Its make takes its behaviour from
-# files: build.fail, build.slow, config.drop (a symbol that never ends up set).
+# files: build.fail, config.drop (a symbol that never ends up set), and beside the build
+# directories slow and FLAVOUR.slow, for whose end it waits.
 kernel_tree() {
 	local tree=$1
 	mkdir -p "$tree/scripts/kconfig" "$tree/net/core" "$tree/include/linux"
@@ -99,7 +109,7 @@ kernel_tree() {
 	> mkdir -p $(O)/arch/x86/boot
 	> if [ -e build.fail ]; then echo 'net/core/dev.c:7:1: error: no such luck'; exit 1; fi
 	> echo partial > $(O)/dev.o
-	> if [ -e $(O)/../slow ]; then sleep 30; fi
+	> while [ -e $(O)/../slow ] || [ -e $(O).slow ]; do sleep 0.1; done
 	> cp $(O)/.config $(O)/arch/x86/boot/bzImage
 	headers_install:
 	> mkdir -p $(INSTALL_HDR_PATH)/include/linux

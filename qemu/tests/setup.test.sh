@@ -8,20 +8,28 @@ package_needs() {
 	echo >"$PATCHES/0001-x.patch"
 }
 
+# these_packages_are_missing NAMES...
+these_packages_are_missing() {
+	replace dpkg-query <<<"case \" $* \" in *\" \${!#} \"*) exit 1 ;; *) echo -n installed ;; esac"
+}
+
 test_missing_packages_are_named_with_the_command_for_others_than_root() {
 	replace id <<<'echo 1000'
-	replace dpkg-query <<<'case "${!#}" in flex|pahole) exit 1 ;; *) echo -n installed ;; esac'
-	vm fetch
+	these_packages_are_missing flex pahole
+	kernel_tree "$WORK/linux"
+	vm fetch --source "$WORK/linux"
 	ends 1
 	says '2 packages are missing' 'flex pahole' 'sudo apt-get install --no-install-recommends flex pahole'
+	[ ! -e "$CACHE/source" ]
 }
 
 test_root_installs_exactly_what_is_missing() {
 	replace id <<<'echo 0'
-	replace dpkg-query <<<'[ "${!#}" = flex ] || echo -n installed'
+	these_packages_are_missing flex
 	replace apt-get <<<'echo "$*" >>"$WORK/apt-get.calls"; [ "${!#}" = update ] || exit 1'
 	export WORK
-	vm fetch
+	kernel_tree "$WORK/linux"
+	vm fetch --source "$WORK/linux"
 	ends 1
 	says 'could not install: flex'
 	grep -q 'install -y --no-install-recommends flex$' "$WORK/apt-get.calls"
@@ -32,12 +40,97 @@ test_a_system_without_dpkg_is_told() {
 	# Everything but dpkg-query
 	local name
 	mkdir "$WORK/some"
-	for name in bash dirname readlink mkdir id cat date awk sed basename env; do
+	for name in bash dirname readlink mkdir mktemp id cat date awk sed basename env uname sort wc df tail cut grep; do
 		ln -s "$(type -P $name)" "$WORK/some/$name"
 	done
 	PATH=$WORK/some vm fetch
 	ends 1
-	says 'no dpkg-query' 'not a Debian system'
+	says 'no dpkg-query' 'is not a Debian system'
+}
+
+# One message has all of it, and nothing was installed
+test_all_problems_are_told_at_once() {
+	package_needs 6.2
+	replace id <<<'echo 1000'
+	replace uname <<<'echo aarch64'
+	replace swift <<<'echo "Swift version 5.10.1 (swift-5.10.1-RELEASE)"'
+	replace qemu-system-x86_64 <<<'echo "QEMU emulator version 5.2.0 (Debian)"'
+	replace df <<<'printf "h\nx 1 1 1048576 1 /somewhere\n"'
+	printf 'ID=debian\nVERSION_ID=11\nPRETTY_NAME="Debian GNU/Linux 11 (bullseye)"\n' >"$MACHINE/etc/os-release"
+	printf 'MemAvailable: 1000000 kB\nSwapFree: 48576 kB\n' >"$MACHINE/proc/meminfo"
+	these_packages_are_missing flex
+	replace apt-get <<<'echo "$*" >>"$WORK/apt-get.calls"; exit 1'
+	export WORK
+	TMPDIR=$WORK/nowhere vm demo
+	ends 1
+	says 'needs an x86-64 host, and this machine is aarch64' \
+		'Debian GNU/Linux 11 (bullseye) is too old: Debian 12 or newer' \
+		'the Swift toolchain is too old: Swift 6.2 or newer' \
+		"QEMU is too old: 7.2 or newer is needed, $COMMANDS/qemu-system-x86_64 is 5.2.0" \
+		'1 packages are missing' 'sudo apt-get install --no-install-recommends flex' \
+		'no kernel source: Debian GNU/Linux 11 (bullseye) offers no linux-source-6.12' 'qemu/vm fetch --source PATH' \
+		"the directory for temporary files, $WORK/nowhere, is not there" \
+		'not enough room on /somewhere: 5200 MB are needed, 1024 MB are free' \
+		"5000 MB for the kernel's source and build in $CACHE, 200 MB for the Swift package's build in $CLONE" \
+		'not enough memory: a guest takes 2560 MB, 1024 MB are available' swapon \
+		'9 problems. Nothing was installed.'
+	! grep -q install "$WORK/apt-get.calls" || return 1
+	# Each command asks for what it needs itself
+	vm build
+	ends 1
+	says_not Swift
+	says_not QEMU
+	says "the kernel's build takes 1500 MB"
+}
+
+test_the_source_is_looked_for_before_packages_are_installed() {
+	replace id <<<'echo 0'
+	these_packages_are_missing flex
+	replace apt-get <<<'echo "$*" >>"$WORK/apt-get.calls"; exit 1'
+	printf 'ID=ubuntu\nVERSION_ID="24.04"\nPRETTY_NAME="Ubuntu 24.04 LTS"\n' >"$MACHINE/etc/os-release"
+	export WORK
+	echo >"$PATCHES/0001-x.patch"
+	vm build
+	ends 1
+	says 'Ubuntu 24.04 LTS offers no linux-source-6.12' 'qemu/vm fetch --source PATH'
+	! grep -q install "$WORK/apt-get.calls" || return 1
+	# With a tree at hand it goes on
+	these_packages_are_missing none
+	kernel_tree "$WORK/linux"
+	vm fetch --source "$WORK/linux"
+	ends 0
+	these_packages_are_missing flex
+	vm build --unpatched
+	ends 1
+	says 'could not install: flex'
+}
+
+test_a_guest_needs_more_memory_under_the_debug_profile() {
+	package_needs 6.2
+	printf 'MemAvailable: 3000000 kB\n' >"$MACHINE/proc/meminfo"
+	vm test --profile debug --only guest
+	ends 1
+	says 'a guest takes 4608 MB, 2929 MB are available'
+	vm test --only guest
+	ends 1
+	says_not 'not enough memory'
+	# Nothing of it matters to these
+	printf 'MemAvailable: 3000 kB\n' >"$MACHINE/proc/meminfo"
+	kernel_tree "$WORK/linux"
+	vm fetch --source "$WORK/linux"
+	ends 0
+}
+
+test_a_qemu_that_is_not_on_path_is_told() {
+	local name
+	echo >"$PATCHES/0001-x.patch"
+	mkdir "$WORK/others"
+	for name in /usr/bin/* /bin/*; do
+		[ "$(basename "$name")" = qemu-system-x86_64 ] || ln -sf "$name" "$WORK/others/"
+	done
+	PATH=$COMMANDS:$WORK/others vm boot -- true
+	ends 1
+	says 'there is no qemu-system-x86_64 on PATH, although its package is installed'
 }
 
 test_a_missing_toolchain_is_told_with_the_version_needed() {
@@ -70,6 +163,7 @@ test_a_toolchain_that_does_not_run_is_told() {
 }
 
 test_no_network_and_empty_cache() {
+	these_packages_are_missing flex
 	replace apt-get <<<'case "$*" in indextargets*) echo "Debian http://mirror.invalid/debian/ bookworm" ;; *) echo "E: no route" >&2; exit 100 ;; esac'
 	vm fetch
 	ends 1
@@ -80,9 +174,7 @@ test_no_network_and_empty_cache() {
 test_no_mirror_known() {
 	replace apt-get <<<'exit 0'
 	replace apt-cache <<<'exit 0'
-	mkdir -p "$WORK/machine/etc"
-	printf 'ID=ubuntu\nVERSION_ID="24.04"\nPRETTY_NAME="Ubuntu 24.04 LTS"\n' >"$WORK/machine/etc/os-release"
-	export PACKET_TRAITS_MACHINE=$WORK/machine
+	printf 'ID=ubuntu\nVERSION_ID="24.04"\nPRETTY_NAME="Ubuntu 24.04 LTS"\n' >"$MACHINE/etc/os-release"
 	vm fetch
 	ends 1
 	says 'Ubuntu 24.04 LTS offers no linux-source-6.12, apt knows no Debian mirror' 'qemu/vm fetch --source PATH'
@@ -101,7 +193,8 @@ test_a_full_disk_is_told_before_the_work_begins() {
 	replace df <<<'printf "Filesystem 1024-blocks Used Available Capacity Mounted\nx 9 9 102400 1%% /somewhere\n"'
 	vm fetch --source "$WORK/linux"
 	ends 1
-	says 'not enough room' "needs 4500 MB, 100 MB are free" 'PACKET_TRAITS_CACHE=DIR'
+	says 'not enough room on /somewhere: 4600 MB are needed, 100 MB are free' "4500 MB for the kernel's source in $CACHE" \
+		'PACKET_TRAITS_CACHE=DIR'
 }
 
 test_a_disk_that_fills_up_during_the_work_is_told() {
@@ -178,18 +271,4 @@ test_a_clone_that_cannot_be_written_to_is_told() {
 		says "the clone $CLONE cannot be written to by $(id -un): $CLONE/$path belongs to"
 		chmod u+w "$CLONE/$path"
 	done
-}
-
-test_two_runs_do_not_share_the_cache_at_once() {
-	mkdir -p "$CACHE"
-	echo "process 4242, 'qemu/vm build'" >"$CACHE/lock.holder"
-	exec 8>"$CACHE/lock"
-	flock -n 8
-	vm fetch
-	ends 1
-	says 'is in use by another run' 'process 4242' 'PACKET_TRAITS_CACHE=DIR'
-	exec 8>&-
-	kernel_tree "$WORK/linux"
-	vm fetch --source "$WORK/linux"
-	ends 0
 }

@@ -215,9 +215,7 @@ test_a_system_without_package_lists_tells_its_mirrors() {
 	mirror_offers 'trixie 6.12.117-1'
 	sed -i '/indextargets\*)/,/;;/d' "$COMMANDS/apt-get"
 	sed -i '2a case "$*" in *--print-uris*) echo "'"'http://mirror.invalid/debian/dists/bookworm/InRelease' x 0"'"; echo "'"'http://mirror.invalid/debian-security/dists/bookworm-security/InRelease' x 0"'"; exit ;; esac' "$COMMANDS/apt-get"
-	mkdir -p "$WORK/machine/etc"
-	printf 'ID=debian\nVERSION_ID=12\nPRETTY_NAME="Debian 12"\n' >"$WORK/machine/etc/os-release"
-	PACKET_TRAITS_MACHINE=$WORK/machine vm fetch
+	vm fetch
 	ends 0
 	grep -q 'debian-security/ trixie-security main' "$APT_CALLS.list"
 	grep -q 'debian/ bookworm main' "$APT_CALLS.list"
