@@ -309,7 +309,8 @@ help_test() {
 	  harness   this program's own tests
 	  host      the Swift package's suites, on the machine's kernel
 	  kunit     the kernel's suites, under User Mode Linux
-	  guest     the suites that need the patched kernel, in QEMU; a skip there is a failure
+	  guest     the suites that need the patched kernel, in QEMU; a skip there is a failure, unless
+	            QEMU lacks the network card that the test needs
 	  traffic   tagged datagrams through the patched kernel while allocations fail, in QEMU
 
 	  --only SUITE     just that one, with what it needs; may be given more than once
@@ -324,8 +325,8 @@ help_test() {
 	                   60,000 changes of keys under way, not 600 (guest); a million datagrams, not
 	                   9,600 (traffic)
 
-	  --guests N       divide the guest suites among N guests that run at the same time, 1 to 64.
-	                   Default: as many as the processors and the free memory suffice for, at most 8
+	  --guests N       divide the guest suites among N guests that run at the same time, 1 to 64;
+	                   by default as many as processors and free memory suffice for, at most 8
 
 	A run with --long prints its seed; PACKET_TRAITS_SEED=NUMBER repeats its operations.
 

@@ -368,9 +368,10 @@ test_a_bundle_that_lists_no_guest_test_fails() {
 
 test_all_guests_end_with_the_run() {
 	guests 'A/a()' 'B/b()' <<<'echo $$ >>"$WORK/pids"; sleep 300'
+	: >"$WORK/pids"
 	setsid "$CLONE/qemu/vm" test --only guest --guests 2 >"$WORK/output" 2>&1 &
 	local run=$! pid
-	while [ "$(cat "$WORK/pids" 2>/dev/null | wc -l)" -lt 2 ]; do sleep 0.2; done
+	while [ "$(wc -l <"$WORK/pids")" -lt 2 ]; do sleep 0.2; done
 	kill -TERM $run
 	wait $run || STATUS=$?
 	ends 143
@@ -391,4 +392,36 @@ test_a_time_limit_ends_one_guest_alone() {
 	says 'guest 1 of 2 ended with status 124' 'the guest was ended after 3 s' 'FAILED (guest/1): the guest did not end within 3 s' \
 		'FAILED GuestTests.Guest/A/a(): began or was planned, but never ended' 'guest 2 of 2 ended with status 0'
 	same '1 passed, 2 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+}
+
+test_only_what_needs_a_missing_card_may_be_skipped() {
+	# The reasons are as Swift Testing words them
+	guests 'A/igb()' 'A/virtio()' 'A/igbx()' 'A/other()' 'A/fine()' <<-'GUEST'
+	cp "$RESULTS/command" "$WORK/guest.command"
+	for test in $(matching); do plan "$test"; done
+	for test in $(matching); do
+		case $test in
+		*/igb*) reason='no igb: this QEMU refuses it' ;;
+		*/virtio*) reason='no virtio: it is not there' ;;
+		*/other*) reason='there is no igb: so it seems' ;;
+		*/fine*) tell testEnded "$test" 3; continue ;;
+		esac
+		[[ $test != */igbx* ]] || reason='no igbx: another card'
+		printf '{"kind":"event","payload":{"kind":"testSkipped","testID":"%s/T.swift:1:2","messages":[{"text":"Test \\"x\\" skipped: \\"%s\\""}]}}\n' \
+			"$test" "$reason" >>"$RESULTS/events.json"
+	done
+	echo 0 >"$RESULTS/status"
+	exit
+	GUEST
+	# As guest_cards finds out
+	echo 'GUEST_MISSING="igb e1000e"' >>"$CLONE/qemu/steps/guest.sh"
+	sed -i "s/^guest_cards() {/&\n\treturn 0/" "$CLONE/qemu/steps/guest.sh"
+	vm test --only guest --guests 1
+	ends 1
+	same '1 passed, 3 failed, 1 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+	says 'skipped GuestTests.Guest/A/igb(): no igb: this QEMU refuses it' \
+		'FAILED GuestTests.Guest/A/igbx(): was skipped in the guest: no igbx: another card' \
+		'FAILED GuestTests.Guest/A/virtio(): was skipped in the guest: no virtio: it is not there' \
+		'FAILED GuestTests.Guest/A/other(): was skipped in the guest: there is no igb'
+	grep -qF "export PACKET_TRAITS_MISSING=igb\\ e1000e" "$WORK/guest.command"
 }

@@ -118,6 +118,30 @@ test_guest_suites_that_do_not_tell_whether_allocations_failed() {
 	says 'FAILED (guest-faults): guest 1 did not come to tell whether allocations failed'
 }
 
+test_faults_of_several_guests_are_told_for_each() {
+	# Two guests; in the first one no allocation failed, in the second one stores are left
+	everything_but_the_guest <<<"
+	eval \"set -- \$(tail -n 1 \"\$RESULTS/command\")\"
+	test=\$(grep -P -- \"\${4%/\[*}\" \"\$WORK/list\")
+	sed \"s|GuestTests.Guest/T/good()|\$test|g\" >\"\$RESULTS/events.json\" <<<'$(bash -c "RESULTS=$WORK; $PASSES"; cat "$WORK/events.json")'
+	case \$RESULTS in
+	*/1) printf 'failed\tguest/allocations-failed\tnot one allocation failed\npassed\tguest/left-behind\t\n' ;;
+	*/2) printf '%s\tguest/allocations-failed\t%s\nfailed\tguest/left-behind\t1 store\n' \$(cat \$WORK/second) ;;
+	esac >\"\$RESULTS/conditions.tsv\"
+	echo 0 >\"\$RESULTS/status\""
+	printf '%s\n' 'GuestTests.Guest/T/good()' 'GuestTests.Guest/U/good()' >"$WORK/list"
+	echo 'passed ' >"$WORK/second"
+	vm test --profile faults --only guest --guests 2
+	same '4 passed, 1 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+	says 'FAILED guest/2/left-behind: 1 store'
+	says_not 'not one allocation failed'
+	grep -q $'^passed\tguest/1/left-behind' "$CLONE/.build-vm/results/guest-faults/tests.tsv"
+	echo 'failed none-at-all' >"$WORK/second"
+	vm test --profile faults --only guest --guests 2
+	same '3 passed, 2 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+	says 'FAILED guest/allocations-failed: not one allocation failed'
+}
+
 test_traffic_that_stops_half_way_has_failed() {
 	everything_but_the_guest <<<'printf "passed\ttraffic/before/x\t\n" >>"$RESULTS/tests.tsv"; echo "traffic/stores/x" >"$RESULTS/step"; echo 0 >"$RESULTS/status"'
 	vm test --profile faults --only traffic
