@@ -163,6 +163,7 @@ boot_guest() {
 		printf 'cd %q || exit 1\n' "$ROOT"
 		printf 'export PACKET_TRAITS_GUEST=%q PACKET_TRAITS_BPF=%q PACKET_TRAITS_RESULTS=%q PACKET_TRAITS_PROFILE=%q\n' \
 			"$([ "$(tree_of "${FLAVOUR:-patched}")" = unpatched ] || echo 1)" "$BPF_DIRECTORY" "$directory" "${PROFILE:-plain}"
+		[ -z "${GUEST_MISSING:-}" ] || printf 'export PACKET_TRAITS_MISSING=%q\n' "$GUEST_MISSING"
 		[ -z "${LONG:-}" ] || echo 'export PACKET_TRAITS_LONG=1'
 		printf 'export PACKET_TRAITS_TREE=%q\n' "$TREES/$(tree_of "${FLAVOUR:-patched}")"
 		[ ! -d "${KERNEL_HEADERS:-}" ] || printf 'export PACKET_TRAITS_HEADERS=%q\n' "$KERNEL_HEADERS"

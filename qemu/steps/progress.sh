@@ -86,3 +86,10 @@ end_group() {
 	sleep 1
 	kill -KILL -- "-$1" 2>/dev/null || true
 }
+
+# end_children: everything that runs in the background. The subshells among it end their own.
+end_children() {
+	[ ${#CHILDREN[@]} -eq 0 ] || kill -TERM "${CHILDREN[@]}" 2>/dev/null || true
+	[ -z "$CHILD_GROUP" ] || end_group "$CHILD_GROUP"
+	[ ${#CHILDREN[@]} -eq 0 ] || wait "${CHILDREN[@]}" 2>/dev/null || true
+}

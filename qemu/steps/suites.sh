@@ -107,16 +107,123 @@ end_of_guest() {
 	esac
 }
 
-suite_guest() {
-	local name=guest$SUFFIX directory=$RESULTS/guest$SUFFIX status=0
-	step "$name: the guest suites on the $FLAVOUR kernel (log: $directory/output.log)"
-	boot_guest "$directory" "$GUEST_LIMIT" qemu/guest/suites "$TEST_BUNDLE" "$directory" >/dev/null || status=$?
+# The seconds that each guest test took in an earlier run, "seconds TAB test": see docs/testing.md
+DURATIONS=$ROOT/qemu/guest/durations.tsv
+
+# How many guests share the guest suites: "test --guests". Not set: what default_guests says.
+GUESTS=
+# By default no more than this
+MOST_GUESTS=8
+
+# default_guests: how many guests keep this machine's processors busy, as far as it has the
+# memory. A guest takes one processor if QEMU emulates it in one thread, and GUEST_CPUS otherwise.
+default_guests() {
+	local guests memory available
+	guests=$(nproc)
+	[[ ${ACCELERATION[*]} == *thread=single* ]] || guests=$((guests / GUEST_CPUS))
+	[ "$guests" -le $MOST_GUESTS ] || guests=$MOST_GUESTS
+	# QEMU itself takes half a gigabyte for what it translates
+	memory=$((${GUEST_MEMORY%G} * 1024 + 512))
+	available=$(awk '/^MemAvailable:/ { print int($2 / 1024) }' "${MEMINFO:-/proc/meminfo}")
+	if [ $((guests * memory)) -gt "$available" ]; then
+		guests=$((available / memory))
+		detail "guest: $available MB of memory are free, and each guest takes $memory MB"
+	fi
+	echo $((guests > 1 ? guests : 1))
+}
+
+# list_guest_tests: the names of the bundle's guest tests, one per line
+list_guest_tests() {
+	timeout --kill-after=5 60 "$TEST_BUNDLE" --testing-library swift-testing --list-tests </dev/null 9>&- |
+		grep '^GuestTests\.'
+}
+
+# run_guest SUITE NUMBER GUESTS: boots the guest NUMBER of GUESTS for its share of the tests in
+# plan.tsv, and judges it as a suite of its own. For a subshell in the background.
+run_guest() {
+	local name=$1/$2 directory=$RESULTS/$1/$2 status=0
+	CHILDREN=()
+	trap end_children EXIT
+	trap 'exit 143' TERM
+	begin_suite "$name"
+	boot_guest "$directory" "$GUEST_LIMIT" qemu/guest/suites "$TEST_BUNDLE" "$directory" \
+		"$(awk -v guest="$2" -f "$ROOT/qemu/steps/filter.awk" "$RESULTS/$1/plan.tsv")" \
+		>/dev/null 2>"$directory/report.log" || status=$?
 	end_of_guest "$name" $status
 	read_events "$name" $status
-	[ "$PROFILE" != faults ] || cat "$directory/conditions.tsv" >>"$directory/tests.tsv" 2>/dev/null ||
-		fail_suite "$name" "the guest did not come to tell whether allocations failed ($directory/output.log)"
-	# The very feature is there: a skip would hide that it is not
-	sed -i -E 's/^skipped\t([^\t]*)\t(.*)$/failed\t\1\twas skipped in the guest: \2/' "$directory/tests.tsv"
+	jq -rRs -f "$ROOT/qemu/steps/durations.jq" "$directory/events.json" >"$directory/ran.tsv" 2>/dev/null || true
+	# All at once, as other guests may have a report as well
+	step "$1: guest $2 of $3 ended with status $status after $GUEST_SECONDS s: $(count passed "$directory/tests.tsv") passed, $(count failed "$directory/tests.tsv") failed (log: $directory/output.log)"
+	cat "$directory/report.log" >&2
+}
+
+# merge_guests SUITE GUESTS: makes one result of those of the guests
+merge_guests() {
+	local directory=$RESULTS/$1 number
+	for ((number = 1; number <= $2; number++)); do
+		cat "$directory/$number/tests.tsv" >>"$directory/tests.tsv" 2>/dev/null ||
+			fail_suite "$1" "guest $number left no result"
+		awk -v guest="$number" '{ print guest "\t" $0 }' "$directory/$number/ran.tsv" 2>/dev/null || true
+	done >"$directory/ran.tsv"
+	awk -F '\t' '$2 != "-" { print $2 "\t" $3 }' "$directory/ran.tsv" | sort -t $'\t' -k 2 >"$directory/durations.tsv"
+	cut -f 1,3 "$directory/ran.tsv" | awk -f "$ROOT/qemu/steps/plan.awk" "$directory/plan.tsv" - >>"$directory/tests.tsv"
+	[ "$PROFILE" != faults ] || merge_conditions "$1" "$2"
+	# The very feature is there: a skip would hide that it is not. Only what needs a card that this
+	# QEMU lacks may be skipped.
+	awk -F '\t' -v OFS='\t' -v missing="${GUEST_MISSING:-}" '
+		BEGIN {
+			split(missing, names, " ")
+			for (i in names)
+				absent["no " names[i]]
+		}
+		$1 == "skipped" {
+			begin = $3
+			sub(/:.*/, "", begin)
+			if (!(begin in absent)) {
+				$1 = "failed"
+				$3 = "was skipped in the guest: " $3
+			}
+		}
+		{ print }' "$directory/tests.tsv" >"$directory/tests.tsv.new"
+	mv "$directory/tests.tsv.new" "$directory/tests.tsv"
+}
+
+# merge_conditions SUITE GUESTS: what each guest told under the profile faults. Each says what it
+# left behind. A share of the tests may need no memory, so one guest with failures is enough.
+merge_conditions() {
+	local directory=$RESULTS/$1 number
+	for ((number = 1; number <= $2; number++)); do
+		[ -s "$directory/$number/conditions.tsv" ] || {
+			fail_suite "$1" "guest $number did not come to tell whether allocations failed ($directory/$number/output.log)"
+			continue
+		}
+		sed "s|\tguest/left-behind\t|\tguest/$number/left-behind\t|" "$directory/$number/conditions.tsv"
+	done | awk -F '\t' -v OFS='\t' '
+		$2 != "guest/allocations-failed" { print; next }
+		line == "" || $1 == "passed" { line = $0 }
+		END { if (line != "") print line }' >>"$directory/tests.tsv"
+}
+
+suite_guest() {
+	local name=guest$SUFFIX directory=$RESULTS/guest$SUFFIX guests number
+	if ! list_guest_tests >"$directory/list" 2>"$directory/list.log"; then
+		fail_suite "$name" "the bundle lists no guest test ($directory/list.log)"
+		return
+	fi
+	guests=${GUESTS:-$(default_guests)}
+	awk -v guests="$guests" -f "$ROOT/qemu/steps/split.awk" "$DURATIONS" "$directory/list" >"$directory/plan.tsv"
+	# No guest without a test
+	guests=$(cut -f 1 "$directory/plan.tsv" | sort -n | tail -n 1)
+	step "$name: the guest suites on the $FLAVOUR kernel, in $guests guest(s) (logs: $directory/*/output.log)"
+	for ((number = 1; number <= guests; number++)); do
+		run_guest "$name" $number "$guests" &
+		CHILDREN+=($!)
+	done
+	for number in "${CHILDREN[@]}"; do
+		wait "$number" || true
+	done
+	CHILDREN=()
+	merge_guests "$name" "$guests"
 }
 
 # suite_traffic: its lines of tests.tsv are written in the guest
@@ -197,7 +304,7 @@ suite_harness() {
 
 help_test() {
 	cat <<-E
-	Usage: qemu/vm test [--profile plain|debug|faults] [--only SUITE] [--long]
+	Usage: qemu/vm test [--profile plain|debug|faults] [--only SUITE] [--long] [--guests N]
 
 	Runs the suites and prints, as its last line, 'N passed, N failed, N skipped'. Names each test
 	that failed or was skipped. Status 0 if none failed.
@@ -205,7 +312,8 @@ help_test() {
 	  harness   this program's own tests
 	  host      the Swift package's suites, on the machine's kernel
 	  kunit     the kernel's suites, under User Mode Linux
-	  guest     the suites that need the patched kernel, in QEMU; a skip there is a failure
+	  guest     the suites that need the patched kernel, in QEMU; a skip there is a failure, unless
+	            QEMU lacks the network card that the test needs
 	  traffic   tagged datagrams through the patched kernel while allocations fail, in QEMU
 
 	  --only SUITE     just that one, with what it needs; may be given more than once
@@ -219,6 +327,9 @@ help_test() {
 	                   own each time (kunit); a million packets with traits, not 20,000, and
 	                   60,000 changes of keys under way, not 600 (guest); a million datagrams, not
 	                   9,600 (traffic)
+
+	  --guests N       divide the guest suites among N guests that run at the same time, 1 to 64;
+	                   by default as many as processors and free memory suffice for, at most 8
 
 	A run with --long prints its seed; PACKET_TRAITS_SEED=NUMBER repeats its operations.
 
@@ -255,6 +366,11 @@ command_test() {
 			profile=$2
 			shift 2 ;;
 		--long) long=1 ; shift ;;
+		--guests)
+			[[ ${2:-} =~ ^[1-9][0-9]?$ ]] && [ "$2" -le 64 ] ||
+				usage_error "test --guests: a number from 1 to 64, not '${2:-}'" test
+			GUESTS=$2
+			shift 2 ;;
 		*) usage_error "test: what is '$1'?" test ;;
 		esac
 	done

@@ -57,7 +57,7 @@ test_a_seed_is_a_number() {
 # Refused for its value, an option was read
 test_a_value_follows_an_option_or_its_equals_sign() {
 	local option
-	for option in 'test --only' 'test --profile' 'boot --limit' 'bench unused --boots' 'fuzz --minutes' 'fuzz --profile' 'fuzz --seed'; do
+	for option in 'test --only' 'test --profile' 'test --guests' 'boot --limit' 'bench unused --boots' 'fuzz --minutes' 'fuzz --profile' 'fuzz --seed'; do
 		# shellcheck disable=SC2086
 		vm $option wrong
 		ends 64

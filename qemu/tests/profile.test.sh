@@ -4,8 +4,8 @@
 
 # A guest in which one test of the bundle passed
 PASSES='
-printf "%s\n" "{\"kind\":\"test\",\"payload\":{\"id\":\"T.good\",\"kind\":\"function\"}}" \
-	"{\"kind\":\"event\",\"payload\":{\"kind\":\"testEnded\",\"testID\":\"T.good\",\"messages\":[]}}" >"$RESULTS/events.json"
+printf "%s\n" "{\"kind\":\"test\",\"payload\":{\"id\":\"GuestTests.Guest/T/good()/T.swift:1:2\",\"kind\":\"function\"}}" \
+	"{\"kind\":\"event\",\"payload\":{\"kind\":\"testEnded\",\"testID\":\"GuestTests.Guest/T/good()/T.swift:1:2\",\"messages\":[]}}" >"$RESULTS/events.json"
 echo 0 >"$RESULTS/status"'
 
 test_wrong_profiles_are_usage_errors() {
@@ -106,7 +106,7 @@ test_faults_run_the_guest_suites_and_the_traffic() {
 	ends 1
 	same '3 passed, 2 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
 	says 'traffic-faults: 1 passed, 1 failed' 'FAILED traffic/left-behind: 3 stores' \
-		'guest-faults: 2 passed, 1 failed' 'FAILED guest/left-behind: 1 store'
+		'guest-faults: 2 passed, 1 failed' 'FAILED guest/1/left-behind: 1 store'
 	grep -q CONFIG_FAILSLAB=y "$BUILDS/patched-faults/arch/x86/boot/bzImage"
 	grep -q PACKET_TRAITS_PROFILE=faults "$WORK/guest.command"
 }
@@ -115,7 +115,31 @@ test_guest_suites_that_do_not_tell_whether_allocations_failed() {
 	everything_but_the_guest <<<"$PASSES"
 	vm test --profile faults --only guest
 	ends 1
-	says 'FAILED (guest-faults): the guest did not come to tell whether allocations failed'
+	says 'FAILED (guest-faults): guest 1 did not come to tell whether allocations failed'
+}
+
+test_faults_of_several_guests_are_told_for_each() {
+	# Two guests; in the first one no allocation failed, in the second one stores are left
+	everything_but_the_guest <<<"
+	eval \"set -- \$(tail -n 1 \"\$RESULTS/command\")\"
+	test=\$(grep -P -- \"\${4%/\[*}\" \"\$WORK/list\")
+	sed \"s|GuestTests.Guest/T/good()|\$test|g\" >\"\$RESULTS/events.json\" <<<'$(bash -c "RESULTS=$WORK; $PASSES"; cat "$WORK/events.json")'
+	case \$RESULTS in
+	*/1) printf 'failed\tguest/allocations-failed\tnot one allocation failed\npassed\tguest/left-behind\t\n' ;;
+	*/2) printf '%s\tguest/allocations-failed\t%s\nfailed\tguest/left-behind\t1 store\n' \$(cat \$WORK/second) ;;
+	esac >\"\$RESULTS/conditions.tsv\"
+	echo 0 >\"\$RESULTS/status\""
+	printf '%s\n' 'GuestTests.Guest/T/good()' 'GuestTests.Guest/U/good()' >"$WORK/list"
+	echo 'passed ' >"$WORK/second"
+	vm test --profile faults --only guest --guests 2
+	same '4 passed, 1 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+	says 'FAILED guest/2/left-behind: 1 store'
+	says_not 'not one allocation failed'
+	grep -q $'^passed\tguest/1/left-behind' "$CLONE/.build-vm/results/guest-faults/tests.tsv"
+	echo 'failed none-at-all' >"$WORK/second"
+	vm test --profile faults --only guest --guests 2
+	same '3 passed, 2 failed, 0 skipped' "$(tail -n 1 <<<"$OUTPUT")"
+	says 'FAILED guest/allocations-failed: not one allocation failed'
 }
 
 test_traffic_that_stops_half_way_has_failed() {

@@ -49,6 +49,40 @@ test_swift_outcomes() {
 		failed 'T.S/never()' 'began or was planned, but never ended')" "$(outcomes)"
 }
 
+# said KIND TEST TEXT: an event with these words
+said() {
+	jq -nc --arg kind "$1" --arg test "$2" --arg text "$3" \
+		'{ kind: "event", payload: { $kind, testID: $test, messages: [{ $text }] } }'
+}
+
+test_what_was_skipped_or_cancelled_is_named_with_its_own_reason() {
+	{
+		planned 'T.S/off()/a.swift:1:2'
+		planned 'T.S/whole()/a.swift:2:2'
+		planned 'T.S/card(name:)/a.swift:3:2'
+		planned 'T.S/bad(name:)/a.swift:4:2'
+		said testSkipped 'T.S/off()/a.swift:1:2' 'Test "off, or on" skipped: "no igb: this QEMU lacks it"'
+		event testCancelled 'T.S/whole()/a.swift:2:2'
+		event testCaseCancelled 'T.S/whole()/a.swift:2:2'
+		said testEnded 'T.S/whole()/a.swift:2:2' 'Test whole() was cancelled after 0.001 seconds: "no igb: it says so"'
+		said testCaseStarted 'T.S/card(name:)/a.swift:3:2' 'passing name → "virtio"'
+		event testCaseEnded 'T.S/card(name:)/a.swift:3:2'
+		said testCaseStarted 'T.S/card(name:)/a.swift:3:2' 'passing name → "igb"'
+		event testCaseCancelled 'T.S/card(name:)/a.swift:3:2'
+		said testEnded 'T.S/card(name:)/a.swift:3:2' 'Test card(name:) with 2 test cases passed after 0.001 seconds.'
+		event issueRecorded 'T.S/bad(name:)/a.swift:4:2' '{"isKnown":false}'
+		event testCaseCancelled 'T.S/bad(name:)/a.swift:4:2'
+		event testEnded 'T.S/bad(name:)/a.swift:4:2'
+	} >"$WORK/events"
+	same "$(printf '%s\t%s\t%s\n' \
+		skipped 'T.S/off()' 'no igb: this QEMU lacks it' \
+		skipped 'T.S/whole()' 'no igb: it says so' \
+		passed 'T.S/card(name:)' '' \
+		skipped 'T.S/card(name:)' 'one of its cases was cancelled: passing name → "igb"' \
+		failed 'T.S/bad(name:)' 'said so' \
+		skipped 'T.S/bad(name:)' 'one of its cases was cancelled: ')" "$(outcomes)"
+}
+
 test_an_issue_outside_of_any_test_is_a_failure() {
 	{
 		planned T.S suite
