@@ -93,6 +93,31 @@ enum Card: String, CaseIterable, CustomTestStringConvertible, Sendable {
   var hasMetadata: Bool { self != .vmxnet3 }
 }
 
+extension VethPair.End {
+  /// Waits until the card receives: igb starts anew with the first program, and when the last one
+  /// is gone, which takes it two seconds.
+  fileprivate func awaitCarrier() throws {
+    for _ in 0..<200 {
+      let link = try Command.require("ip", "-n", namespace.name, "-brief", "link", "show", "dev", interface)
+      if link.contains("LOWER_UP") { return }
+      usleep(50_000)
+    }
+    throw LabError("\(interface) has no carrier after 10 seconds")
+  }
+
+  /// Attaches a program, and waits until the card receives with it.
+  fileprivate func attach(_ program: XDPProgram) throws {
+    try program.attach(to: self)
+    try awaitCarrier()
+  }
+
+  /// Detaches a program, and waits until the card receives without it.
+  fileprivate func detach(_ program: XDPProgram) throws {
+    try program.detach()
+    try awaitCarrier()
+  }
+}
+
 extension Guest {
   @Suite("Drivers that hand traits over")
   struct DriverTests {
@@ -125,7 +150,7 @@ extension Guest {
             let before: [ScriptStep] =
               metadata > 0 ? [.adjustMeta(-8), .writeMeta([UInt8](repeating: 0xa5, count: 8))] : []
             let tag = try ScriptProgram(port: Guest.port, before + setting(values))
-            try tag.program.attach(to: wire.receiver)
+            try wire.receiver.attach(tag.program)
             let right = try Traits(Array(values.prefix(card.room)))
             let changes = try Guest.changes {
               for sequence in 0..<30 as Range<UInt32> {
@@ -153,7 +178,7 @@ extension Guest {
               #expect(changes.lost == 0 || Guest.storesMayFail)
               #expect(changes.discarded == 0)
             }
-            try tag.program.detach()
+            try wire.receiver.detach(tag.program)
           }
           // Nothing is left of them.
           try outbox.send(TagProgram.payload(1), to: try wire.destination(route))
@@ -189,7 +214,7 @@ extension Guest {
           let values = distinct(ids)
           let tag = try ScriptProgram(
             port: Guest.port, setting(values), then: .redirect(try far.sender.index()))
-          try tag.program.attach(to: wire.receiver)
+          try wire.receiver.attach(tag.program)
           // Both are for the veth: the card does not look at where a frame is sent.
           let (address, source) = (try far.receiver.ethernetAddress(), try wire.sender.ethernetAddress())
           for route in [Route.ipv4, .ipv6] {
@@ -211,7 +236,7 @@ extension Guest {
               try passages.expect(arrival, Traits(values), "\(route), frame \(sequence)")
             }
           }
-          try tag.program.detach()
+          try wire.receiver.detach(tag.program)
         }
         try receiving.program.detach()
       }
@@ -229,26 +254,24 @@ extension Guest {
             try Command.require(
               "ethtool", "--set-priv-flags", wire.receiver.interface, "legacy-rx", copies ? "on" : "off")
           }
+          try wire.receiver.awaitCarrier()
         }
         let (address, source) = (
           try wire.receiver.ethernetAddress(), try wire.sender.ethernetAddress()
         )
         try Guest.withKeys([TraitSize](repeating: .bytes16, count: 12)) { ids in
-          // The card starts anew, with its buffers in the other form.
           try set(copies: true)
           defer { try? set(copies: false) }
           let inbox = try wire.inbox(route, ids)
           let outbox = try wire.outbox(route)
-          try awaitPassage(from: outbox, to: try wire.destination(route), inbox)
 
           // No headroom, no traits.
           let refused = try ScriptProgram(port: Guest.port, setting(distinct(ids.prefix(1))))
-          try refused.program.attach(to: wire.receiver)
-          try awaitPassage(from: outbox, to: try wire.destination(route), inbox)
+          try wire.receiver.attach(refused.program)
           try outbox.send(TagProgram.payload(1), to: try wire.destination(route))
           #expect(try inbox.arrival().hasTraits == false)
           #expect(try refused.results().steps.map(\.status) == [-ENOSPC])
-          try refused.program.detach()
+          try wire.receiver.detach(refused.program)
 
           for count in [1, 12] {
             let values = distinct(ids.prefix(count))
@@ -256,10 +279,8 @@ extension Guest {
             let front = 256
             let tag = try ScriptProgram(
               .ethertype(type), [.adjustHead(Int32(front))] + setting(values))
-            try tag.program.attach(to: wire.receiver)
+            try wire.receiver.attach(tag.program)
             let isNewer = route == .ipv6
-            // The card starts anew with the first program, and without the last one.
-            try awaitPassage(from: outbox, to: try wire.destination(route), inbox)
             var passages = Passages()
             let changes = try Guest.changes {
               for sequence in 0..<20 as Range<UInt32> {
@@ -284,7 +305,7 @@ extension Guest {
             #expect(changes.copied == passages.complete)
             #expect(changes.lost == passages.lost)
             #expect(changes.discarded == 0)
-            try tag.program.detach()
+            try wire.receiver.detach(tag.program)
           }
         }
       }
