@@ -12,23 +12,96 @@ KVM_PROBE_LIMIT=25
 GUEST_MEMORY=2G
 GUEST_CPUS=2
 
-# guest_cards: QEMU's options for pairs of network cards, each joined by a hub: what one sends
-# the other receives, and nobody else. The tests know them by their addresses
-# (Tests/GuestTests/DriverTests.swift). Without ROMs to boot from, which would take time.
-guest_cards() {
-	local model number=1
+# Pairs of network cards, by QEMU's models and in the order of Card in
+# Tests/GuestTests/DriverTests.swift: the position of a pair says which Ethernet addresses it has.
+CARDS=(
+	virtio-net-pci
 	# Small buffers are what virtio_net has without all that makes packets large
-	local models=(virtio-net-pci
-		virtio-net-pci,mrg_rxbuf=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off
-		vmxnet3)
+	virtio-net-pci,mrg_rxbuf=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off
+	vmxnet3
 	# Emulated from QEMU 8.0 on
-	! qemu-system-x86_64 -device help 2>/dev/null | grep -q '^name "igb"' || models+=(igb)
-	for model in "${models[@]}"; do
-		printf -- '-netdev hubport,id=card%d,hubid=%d -device %s,netdev=card%d,mac=02:00:00:00:77:%02x,romfile= ' \
-			$number $number "$model" $number $number \
-			$((number + 1)) $number "$model" $((number + 1)) $((number + 1))
-		number=$((number + 2))
+	igb
+)
+
+# Those that the guest does without, and skips the tests of, if QEMU does not offer them
+OPTIONAL_CARDS=(vmxnet3 igb)
+GUEST_MISSING=
+
+# Seconds that QEMU has to accept or refuse a card; it needs a fifth of one
+CARD_PROBE_LIMIT=30
+
+# card_pair NUMBER: QEMU's options for one of the pairs, counted from 0. A hub joins the two cards:
+# what one sends the other receives, and no other card. Without ROMs to boot from, which would take
+# time.
+card_pair() {
+	local model=${CARDS[$1]} first=$((2 * $1 + 1)) number bus
+	for number in $first $((first + 1)); do
+		bus=
+		# The numbers of its virtual functions do not fit on the machine's first bus: from 10.0 on
+		# QEMU refuses it there ("VF addr overflows"). Below a port of its own it has a whole bus.
+		if [ "$model" = igb ]; then
+			printf -- '-device pcie-root-port,id=port%d,chassis=%d,slot=%d ' $number $number $number
+			bus=,bus=port$number
+		fi
+		printf -- '-netdev hubport,id=card%d,hubid=%d -device %s%s,netdev=card%d,mac=02:00:00:00:77:%02x,romfile= ' \
+			$number $first "$model" "$bus" $number $number
 	done
+}
+
+# guest_cards: QEMU's options for all pairs but those in GUEST_MISSING. The machine is the one that
+# virtme-ng takes for software emulation; with hardware virtualisation it would have no PCI Express.
+guest_cards() {
+	local number
+	printf -- '-machine q35 '
+	for number in "${!CARDS[@]}"; do
+		[[ " $GUEST_MISSING " == *" ${CARDS[number]} "* ]] || card_pair "$number"
+	done
+}
+
+# qemu_version: such as 7.2.22; nothing if QEMU does not tell
+qemu_version() {
+	qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p'
+}
+
+# try_card NUMBER: starts QEMU with one of the pairs, and ends it before the machine runs. Prints
+# QEMU's error if there is one.
+try_card() {
+	local options status=0
+	read -ra options < <(card_pair "$1"; echo)
+	timeout --kill-after=5 "$CARD_PROBE_LIMIT" qemu-system-x86_64 -machine q35 -accel tcg -nodefaults -display none -S -monitor stdio \
+		"${options[@]}" 2>&1 >/dev/null <<<quit 9>&- || status=$?
+	return $status
+}
+
+# probe_cards: sets GUEST_MISSING. QEMU is asked once per version; the cache keeps its answers, one
+# line "MODEL<TAB>reason" for each card that is missing, behind a line that says what was asked.
+probe_cards() {
+	local answers=$CACHE/cards version question number model reason status missing=''
+	version=$(qemu_version) || version=''
+	question="QEMU $version: $(for number in "${!CARDS[@]}"; do card_pair "$number"; done)"
+	if [ "$(head -n 1 "$answers" 2>/dev/null)" != "$question" ]; then
+		for number in "${!CARDS[@]}"; do
+			model=${CARDS[number]}
+			[[ " ${OPTIONAL_CARDS[*]} " == *" $model "* ]] || continue
+			status=0
+			reason=$(try_card "$number") || status=$?
+			[ $status -ne 0 ] || continue
+			case $status:$reason in
+			124:* | 137:*) reason="QEMU $version did not start with it within $CARD_PROBE_LIMIT s" ;;
+			*"'$model' is not a valid device model name"*) reason="QEMU $version does not have it" ;;
+			# Its error follows the option that it is about
+			*) reason="QEMU $version refuses it: $(sed -E 's/^qemu-system-x86_64: (-[a-z]+ [^ ]+: )?//' <<<"${reason:-status $status}" | head -n 1)" ;;
+			esac
+			missing+="$model"$'\t'"$reason"$'\n'
+		done
+		printf '%s\n%s' "$question" "$missing" >"$answers.$$"
+		mv "$answers.$$" "$answers"
+	fi
+	GUEST_MISSING=
+	while IFS=$'\t' read -r model reason; do
+		detail "guest: no $model card: $reason"
+		GUEST_MISSING+=${GUEST_MISSING:+ }$model
+	done < <(tail -n +2 "$answers")
 }
 
 # The machine's files, as virtme-ng mounts them, but kept in the guest's memory once they were
@@ -89,7 +162,7 @@ run_virtme() {
 emulate() {
 	local version
 	ACCELERATION=(--disable-kvm)
-	version=$(qemu-system-x86_64 --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p') || version=''
+	version=$(qemu_version) || version=''
 	is_at_least "$version" 8.1 || ACCELERATION+=(--qemu-opts='-accel tcg,thread=single')
 }
 
@@ -209,6 +282,7 @@ prepare_guest() {
 	FLAVOUR=$1
 	prepare_kernel "$FLAVOUR"
 	ensure_virtme
+	probe_cards
 	probe_kvm
 }
 

@@ -39,6 +39,9 @@ replace apt-cache <<<'exit 1'
 # Every package is installed, unless a test says otherwise
 replace dpkg-query <<<'echo -n installed'
 
+# QEMU accepts every card, unless a test says otherwise
+replace qemu-system-x86_64 <<<'echo "QEMU emulator version 10.0.13 (Debian 1:10.0.13+ds)"'
+
 # vm ARGUMENTS...: run it; OUTPUT and STATUS are what came of it
 vm() {
 	STATUS=0
