@@ -3,6 +3,9 @@
 # Sourced inside the guest: allocations that fail, by the kernel's fault injection.
 # Nothing is printed for each failure: its trace would be taken for a report.
 
+# shellcheck source=guest/outcome.sh
+source "$(dirname "${BASH_SOURCE[0]}")/outcome.sh"
+
 FAULTS=/sys/kernel/debug
 SLAB=/sys/kernel/slab
 SLAB_PAUSE=0.1
@@ -95,15 +98,6 @@ stores_left() {
 		sleep "$SLAB_PAUSE"
 	done
 	echo "$now"
-}
-
-# outcome NAME PROBLEM: a line of tests.tsv; without a problem NAME has passed
-outcome() {
-	if [ -z "$2" ]; then
-		printf 'passed\t%s\t\n' "$1"
-	else
-		printf 'failed\t%s\t%s\n' "$1" "$2"
-	fi
 }
 
 # judge_left NAME BEFORE: no store may be left behind, whatever failed

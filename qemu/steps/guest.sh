@@ -69,7 +69,7 @@ try_card() {
 	local options status=0
 	read -ra options < <(card_pair "$1"; echo)
 	timeout --kill-after=5 "$CARD_PROBE_LIMIT" qemu-system-x86_64 -machine q35 -accel tcg -nodefaults -display none -S -monitor stdio \
-		"${options[@]}" 2>&1 >/dev/null <<<quit 9>&- || status=$?
+		"${options[@]}" 2>&1 >/dev/null <<<quit || status=$?
 	return $status
 }
 
@@ -237,6 +237,10 @@ boot_guest() {
 		printf 'export PACKET_TRAITS_GUEST=%q PACKET_TRAITS_BPF=%q PACKET_TRAITS_RESULTS=%q PACKET_TRAITS_PROFILE=%q\n' \
 			"$([ "$(tree_of "${FLAVOUR:-patched}")" = unpatched ] || echo 1)" "$BPF_DIRECTORY" "$directory" "${PROFILE:-plain}"
 		[ -z "${GUEST_MISSING:-}" ] || printf 'export PACKET_TRAITS_MISSING=%q\n' "$GUEST_MISSING"
+		# The guest's own /lib is in memory. modprobe finds the modules, and so does the kernel,
+		# which runs it.
+		[ ! -d "${KERNEL_MODULES:-}" ] ||
+			printf 'mkdir -p /lib/modules && mount --bind %q /lib/modules || exit 1\n' "$KERNEL_MODULES"
 		[ -z "${LONG:-}" ] || echo 'export PACKET_TRAITS_LONG=1'
 		printf 'export PACKET_TRAITS_TREE=%q\n' "$TREES/$(tree_of "${FLAVOUR:-patched}")"
 		[ ! -d "${KERNEL_HEADERS:-}" ] || printf 'export PACKET_TRAITS_HEADERS=%q\n' "$KERNEL_HEADERS"
@@ -324,8 +328,8 @@ command_boot() {
 		--long) LONG=1 ; shift ;;
 		--profile)
 			case ${2:-} in
-			plain | debug | faults) use_profile "$2" ;;
-			*) usage_error "boot --profile: plain, debug or faults, not '${2:-}'" boot ;;
+			plain | debug | faults | modules) use_profile "$2" ;;
+			*) usage_error "boot --profile: plain, debug, faults or modules, not '${2:-}'" boot ;;
 			esac
 			shift 2 ;;
 		--limit)

@@ -58,10 +58,17 @@ fragments_of() {
 	[[ $1 != *-* || $1 = mutated-guest ]] || echo "$CONFIG_DIRECTORY/${1#*-}.config"
 }
 
-# unmet_symbols CONFIG FRAGMENTS...: what was asked for and did not end up so
+# unmet_symbols CONFIG FRAGMENTS...: what was asked for and did not end up so. If several
+# fragments set a symbol, the last one counts, as for merge_config.sh.
 unmet_symbols() {
 	local config=$1 fragment name line number symbol now
+	local -A setter=()
 	shift
+	for fragment; do
+		while read -r symbol; do
+			setter[$symbol]=$fragment
+		done < <(sed -nE -e 's/^(CONFIG_\w+)=.*/\1/p' -e 's/^# (CONFIG_\w+) is not set$/\1/p' "$fragment")
+	done
 	for fragment; do
 		number=0
 		name=$(basename "$fragment")
@@ -74,6 +81,7 @@ unmet_symbols() {
 				symbol=${symbol% is not set} ;;
 			*) continue ;;
 			esac
+			[ "${setter[$symbol]}" = "$fragment" ] || continue
 			now=$(grep -E "^($symbol=|# $symbol is not set)" "$config") || now="$symbol is unknown here, or something it depends on is missing"
 			# A symbol that is hidden is off as well
 			case $line in
@@ -157,12 +165,26 @@ is_built() {
 	[ -e "$IMAGE" ] && [ "$(cat "$BUILDS/$1.stamp" 2>/dev/null)" = "$2" ]
 }
 
+# targets_of FLAVOUR: what make is to build
+targets_of() {
+	echo bzImage
+	[[ $1 != *-modules ]] || echo modules
+}
+
+# install_modules FLAVOUR DIRECTORY: what a machine has in /lib/modules goes to
+# DIRECTORY/lib/modules. Without debug information, as distributions ship it: BTF stays.
+install_modules() {
+	rm -rf "$2"
+	logged "$LOGS/modules-$1.log" kernel_make "$1" modules_install INSTALL_MOD_PATH="$2" INSTALL_MOD_STRIP=1
+}
+
 # ensure_kernel FLAVOUR: build/FLAVOUR has the image, and for a patched kernel the
 # exported headers, of what tree/FLAVOUR holds
 ensure_kernel() {
 	local flavour=$1 build=$BUILDS/$1 stamp
 	IMAGE=$build/arch/x86/boot/bzImage
 	KERNEL_HEADERS=$build/headers/include
+	KERNEL_MODULES=$build/installed/lib/modules
 	lock_shared "$build.lock"
 	stamp=$(build_stamp "$flavour")
 	if is_built "$flavour" "$stamp"; then
@@ -181,6 +203,8 @@ ensure_kernel() {
 # build_kernel FLAVOUR STAMP
 build_kernel() {
 	local flavour=$1 stamp=$2 build=$BUILDS/$1 log=$LOGS/build-$1.log status=0 pid
+	local -a targets
+	mapfile -t targets < <(targets_of "$flavour")
 	[ -e "$build/vmlinux" ] || need_space "$CACHE" $BUILD_SPACE_MB "the kernel's build"
 	rm -f "$build.stamp"
 	step "kernel: configuring $flavour"
@@ -188,7 +212,7 @@ build_kernel() {
 
 	step "kernel: building $flavour with $(nproc) jobs (log: $log)"
 	touch "$build.begun"
-	kernel_make "$flavour" bzImage >"$log" 2>&1 </dev/null &
+	kernel_make "$flavour" "${targets[@]}" >"$log" 2>&1 </dev/null &
 	pid=$!
 	CHILD_GROUP=$pid
 	watch_build "$flavour" $pid &
@@ -204,6 +228,7 @@ build_kernel() {
 	if [ "$flavour" = patched ]; then
 		logged "$LOGS/headers.log" kernel_make patched headers_install INSTALL_HDR_PATH="$build/headers"
 	fi
+	[[ $flavour != *-modules ]] || install_modules "$flavour" "$build/installed"
 	echo "$stamp" >"$build.stamp"
 }
 

@@ -8,7 +8,7 @@ HOST_LIMIT=600
 GUEST_LIMIT=3600
 KUNIT_LIMIT=1800
 
-# How the kernel is configured that the suites run on: plain, debug or faults. A suite's
+# How the kernel is configured that the suites run on: plain, debug, faults or modules. A suite's
 # results under a profile are results of their own: SUITE-PROFILE.
 PROFILE=plain
 SUFFIX=
@@ -29,6 +29,7 @@ use_profile() {
 			--append sysctl.kernel.hung_task_timeout_secs=480) ;;
 	# A datagram that fails to come is waited for
 	faults) GUEST_LIMIT=5400 ;;
+	modules) GUEST_LIMIT=900 ;;
 	esac
 }
 
@@ -134,7 +135,7 @@ default_guests() {
 
 # list_guest_tests: the names of the bundle's guest tests, one per line
 list_guest_tests() {
-	timeout --kill-after=5 60 "$TEST_BUNDLE" --testing-library swift-testing --list-tests </dev/null 9>&- |
+	timeout --kill-after=5 60 "$TEST_BUNDLE" --testing-library swift-testing --list-tests </dev/null |
 		grep '^GuestTests\.'
 }
 
@@ -304,7 +305,7 @@ suite_harness() {
 
 help_test() {
 	cat <<-E
-	Usage: qemu/vm test [--profile plain|debug|faults] [--only SUITE] [--long] [--guests N]
+	Usage: qemu/vm test [--profile plain|debug|faults|modules] [--only SUITE] [--long] [--guests N]
 
 	Runs the suites and prints, as its last line, 'N passed, N failed, N skipped'. Names each test
 	that failed or was skipped. Status 0 if none failed.
@@ -315,6 +316,7 @@ help_test() {
 	  guest     the suites that need the patched kernel, in QEMU; a skip there is a failure, unless
 	            QEMU lacks the network card that the test needs
 	  traffic   tagged datagrams through the patched kernel while allocations fail, in QEMU
+	  modules   run the demo and load each module, in QEMU
 
 	  --only SUITE     just that one, with what it needs; may be given more than once
 	  --profile NAME   the patched kernel's configuration, and with it the suites that run:
@@ -322,6 +324,7 @@ help_test() {
 	                     debug    kunit and guest, under KASAN, lockdep and other checks; takes
 	                              several times as long
 	                     faults   guest and traffic, while allocations fail
+	                     modules  modules: drivers and protocols are modules, as in Debian's kernel
 	                   What a profile runs on is built once, in addition.
 	  --long           ten million random operations, not a hundred thousand, with a seed of their
 	                   own each time (kunit); a million packets with traits, not 20,000, and
@@ -343,6 +346,7 @@ suites_of() {
 	plain) echo harness host kunit guest ;;
 	debug) echo kunit guest ;;
 	faults) echo guest traffic ;;
+	modules) echo modules ;;
 	esac
 }
 
@@ -353,14 +357,14 @@ command_test() {
 		case $1 in
 		--only)
 			case ${2:-} in
-			host | kunit | guest | harness | traffic) suites+=("$2") ;;
-			*) usage_error "test --only: host, kunit, guest, harness or traffic, not '${2:-}'" test ;;
+			host | kunit | guest | harness | traffic | modules) suites+=("$2") ;;
+			*) usage_error "test --only: host, kunit, guest, harness, traffic or modules, not '${2:-}'" test ;;
 			esac
 			shift 2 ;;
 		--profile)
 			case ${2:-} in
-			plain | debug | faults) ;;
-			*) usage_error "test --profile: plain, debug or faults, not '${2:-}'" test ;;
+			plain | debug | faults | modules) ;;
+			*) usage_error "test --profile: plain, debug, faults or modules, not '${2:-}'" test ;;
 			esac
 			[ -z "$profile" ] || usage_error "test: one profile at a time, not '$profile' and '$2'" test
 			profile=$2
@@ -389,8 +393,8 @@ command_test() {
 	[ "$wanted" = ' harness ' ] || need_series
 	local -a wants=()
 	[ "$wanted" = ' harness ' ] || wants+=(source)
-	[[ $wanted != *' host '* && $wanted != *' guest '* && $wanted != *' traffic '* ]] || wants+=(swift)
-	[[ $wanted != *' guest '* && $wanted != *' traffic '* ]] || wants+=(guest)
+	[[ $wanted != *' host '* && $wanted != *' guest '* && $wanted != *' traffic '* && $wanted != *' modules '* ]] || wants+=(swift)
+	[[ $wanted != *' guest '* && $wanted != *' traffic '* && $wanted != *' modules '* ]] || wants+=(guest)
 	check_machine "${wants[@]}"
 	install_packages
 	lock_clone
@@ -404,7 +408,7 @@ command_test() {
 		suite_harness
 		summarize harness
 	fi
-	if [[ $wanted == *' guest '* || $wanted == *' traffic '* ]]; then
+	if [[ $wanted == *' guest '* || $wanted == *' traffic '* || $wanted == *' modules '* ]]; then
 		prepare_guest "patched$SUFFIX"
 	elif [[ $wanted == *' host '* ]]; then
 		# The host's suites compare the header copies with the kernel's
@@ -421,8 +425,9 @@ command_test() {
 		swift_build "traitctl" --product traitctl
 		build_guest_program "$ROOT/qemu/guest/datagrams.c" -lbpf
 	fi
-	[[ $wanted != *' host '* && $wanted != *' guest '* && $wanted != *' traffic '* ]] || build_bpf
-	for suite in host kunit guest traffic; do
+	[[ $wanted != *' modules '* ]] || swift_build "the demo" --product traits-demo
+	[[ $wanted != *' host '* && $wanted != *' guest '* && $wanted != *' traffic '* && $wanted != *' modules '* ]] || build_bpf
+	for suite in host kunit guest traffic modules; do
 		[[ $wanted == *" $suite "* ]] || continue
 		"suite_$suite"
 		summarize "$suite$SUFFIX"

@@ -142,7 +142,7 @@ test_unknown_words_are_usage_errors_and_are_named() {
 	done
 	vm test --only everything
 	ends 64
-	says 'host, kunit, guest, harness or traffic' "'everything'"
+	says 'host, kunit, guest, harness, traffic or modules' "'everything'"
 	vm boot --limit soon -- true
 	ends 64
 	says "'soon'"

@@ -11,7 +11,7 @@ echo 0 >"$RESULTS/status"'
 test_wrong_profiles_are_usage_errors() {
 	vm test --profile fast
 	ends 64
-	says 'plain, debug or faults' "'fast'"
+	says 'plain, debug, faults or modules' "'fast'"
 	vm test --profile
 	ends 64
 	vm test --profile debug --profile faults
@@ -64,7 +64,7 @@ test_one_command_runs_under_a_profile() {
 	grep -q 'export PACKET_TRAITS_LONG=1' "$WORK/guest.command"
 	vm boot --profile fast -- true
 	ends 64
-	says "plain, debug or faults, not 'fast'"
+	says "plain, debug, faults or modules, not 'fast'"
 	vm boot --unpatched --profile debug -- true
 	ends 64
 	says 'the unpatched kernel has no profile'
