@@ -229,6 +229,7 @@ build_kernel() {
 		logged "$LOGS/headers.log" kernel_make patched headers_install INSTALL_HDR_PATH="$build/headers"
 	fi
 	[[ $flavour != *-modules ]] || install_modules "$flavour" "$build/installed"
+	[ ! -e "$build/vmlinux" ] || [ "$(tree_of "$flavour")" = unpatched ] || check_skbuff_hole "$build/vmlinux"
 	echo "$stamp" >"$build.stamp"
 }
 

@@ -516,6 +516,18 @@ patch_check() {
 	step "series: $count patches are clean, and each builds what it touches"
 }
 
+# check_skbuff_hole VMLINUX: the two bytes of struct sk_buff take a hole in this configuration, and
+# move no other field. The kernel cannot assert it for every configuration: with few features
+# there is no hole behind alloc_cpu.
+check_skbuff_hole() {
+	local places
+	# "alloc_cpu 136 traits 138 csum 140": pahole prints the structure once for each layout
+	places=$(pahole -C sk_buff "$1" 2>/dev/null | sed -nE 's,^.* (alloc_cpu|traits|csum); +/\* +([0-9]+) .*,\1 \2,p' | head -n 3 | paste -sd ' ')
+	awk '{ exit !($1 == "alloc_cpu" && $3 == "traits" && $5 == "csum" && $4 == $2 + 2 && $6 == $4 + 2 && $2 % 4 == 0) }' <<<"$places" ||
+		fail "in struct sk_buff of $1 the two bytes of packet traits do not fit behind alloc_cpu: ${places:-pahole finds no such structure}" \
+			"A field of two bytes before it has come or gone: see docs/porting.md, 'Two free bytes'."
+}
+
 # skbuff_layout FLAVOUR: what pahole says of struct sk_buff, as distributions
 # configure it
 skbuff_layout() {
