@@ -414,7 +414,7 @@ test_only_what_needs_a_missing_card_may_be_skipped() {
 	exit
 	GUEST
 	# As guest_cards finds out
-	echo 'GUEST_MISSING="igb e1000e"' >>"$CLONE/qemu/steps/guest.sh"
+	echo 'probe_cards() { GUEST_MISSING="igb e1000e"; }' >>"$CLONE/qemu/steps/guest.sh"
 	sed -i "s/^guest_cards() {/&\n\treturn 0/" "$CLONE/qemu/steps/guest.sh"
 	vm test --only guest --guests 1
 	ends 1
