@@ -38,7 +38,7 @@ check_architecture() {
 	[ "$machine" = x86_64 ] ||
 		fail "the harness needs an x86-64 host, and this machine is $machine" \
 			"It builds an x86-64 kernel, and the guest runs this machine's programs." \
-			"The patches are for every architecture: README.md says how to apply them by hand."
+			"README.md says how to apply the patches by hand."
 }
 
 check_distribution() {
@@ -69,11 +69,12 @@ check_qemu() {
 
 # check_packages: root installs what is missing
 check_packages() {
-	local missing
+	local missing are='packages are'
 	command -v dpkg-query >/dev/null || return 0
 	mapfile -t missing < <(missing_packages)
+	[ ${#missing[@]} -ne 1 ] || are='package is'
 	[ ${#missing[@]} -eq 0 ] || [ "$(id -u)" -eq 0 ] ||
-		fail "${#missing[@]} packages are missing, and only root can install them: ${missing[*]}" \
+		fail "${#missing[@]} $are missing, and only root can install them: ${missing[*]}" \
 			"Run this, then the same command again:" \
 			"  sudo apt-get install --no-install-recommends ${missing[*]}"
 }

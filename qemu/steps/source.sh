@@ -199,7 +199,7 @@ find_offer() {
 		if [ -n "$SUITES_ASKED" ]; then
 			explain_full_disk "$CACHE/log/fetch.log"
 			fail "cannot get $DEBIAN_PACKAGE: the cache holds no kernel source${KERNEL:+ of $KERNEL}, and apt found none (suites asked: $SUITES_ASKED)" \
-				"$(grep -m 1 -E '^(E|W|Err)' "$CACHE/log/fetch.log" | cut -c 1-160)" \
+				"$(grep -m 1 '^E:' "$CACHE/log/fetch.log")" \
 				"Is there a network, and does 'apt-get update' work? Log: $CACHE/log/fetch.log" \
 				"A tree or tarball of Linux $KERNEL_VERSION.$KERNEL_PATCHLEVEL.y does as well: qemu/vm fetch --source PATH"
 		else
@@ -241,7 +241,7 @@ download_debian_source() {
 	fi
 	explain_full_disk "$log"
 	fail "cannot get $DEBIAN_PACKAGE $package: apt could not download it from $suite" \
-		"$(grep -m 1 -E '^(E|W|Err)' "$log" | cut -c 1-160)" \
+		"$(grep -m 1 '^E:' "$log")" \
 		"Is there a network? Log: $log" \
 		"A tree or tarball at hand does as well: qemu/vm fetch --source PATH"
 }

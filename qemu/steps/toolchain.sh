@@ -16,7 +16,8 @@ find_toolchain() {
 	swift=$(command -v swift) ||
 		fail "no Swift toolchain: Swift $needed or newer is needed, and there is no 'swift' on PATH" \
 			"PATH is $PATH" \
-			"Install a toolchain and put its usr/bin directory on PATH."
+			"Unpack a toolchain (https://www.swift.org/install/linux/) and put its usr/bin directory on PATH:" \
+			"  PATH=/where/it/is/usr/bin:\$PATH"
 	version=$(swift --version 2>/dev/null | sed -nE 's/.*Swift version ([0-9]+(\.[0-9]+)+).*/\1/p' | head -n 1) || version=''
 	[ -n "$version" ] ||
 		fail "$swift does not tell its version: Swift $needed or newer is needed" \

@@ -5,7 +5,10 @@
 
 CLONE=$WORK/clone
 CACHE=$WORK/cache
+# Of the version that kernel_tree has
+# shellcheck disable=SC2034
 TREES=$CACHE/6.12.95/tree
+# shellcheck disable=SC2034
 BUILDS=$CACHE/6.12.95/build
 COMMANDS=$WORK/bin
 PATCHES=$CLONE/kernel-patches/linux-6.12

@@ -67,7 +67,7 @@ test_all_problems_are_told_at_once() {
 		'Debian GNU/Linux 11 (bullseye) is too old: Debian 12 or newer' \
 		'the Swift toolchain is too old: Swift 6.2 or newer' \
 		"QEMU is too old: 7.2 or newer is needed, $COMMANDS/qemu-system-x86_64 is 5.2.0" \
-		'1 packages are missing' 'sudo apt-get install --no-install-recommends flex' \
+		'1 package is missing' 'sudo apt-get install --no-install-recommends flex' \
 		'no kernel source: Debian GNU/Linux 11 (bullseye) offers no linux-source-6.12' 'qemu/vm fetch --source PATH' \
 		"the directory for temporary files, $WORK/nowhere, is not there" \
 		'not enough room on /somewhere: 5200 MB are needed, 1024 MB are free' \
