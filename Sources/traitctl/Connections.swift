@@ -41,6 +41,8 @@ final class Connections: Sendable {
   private let listener: TCPListener
   private let keyNames: [TraitID: String]
   private let savesSYN: Bool
+  /// Test hook: makes the next attempt to accept or to receive fail.
+  private let shortage: @Sendable () -> TraitError?
   private let report: @Sendable (any ConnectionEvent) throws -> Void
   /// Held by the task that reports, so that lines are whole.
   private let progress = Mutex(Progress())
@@ -52,8 +54,10 @@ final class Connections: Sendable {
   ///   - report: Is told what happens, by one task at a time.
   init(
     _ listener: consuming TCPListener, keyNames: [TraitID: String], savesSYN: Bool,
+    shortage: @escaping @Sendable () -> TraitError? = { nil },
     report: @escaping @Sendable (any ConnectionEvent) throws -> Void
   ) {
+    self.shortage = shortage
     self.listener = listener
     self.keyNames = keyNames
     self.savesSYN = savesSYN
@@ -68,8 +72,9 @@ final class Connections: Sendable {
   /// - Throws: What accepting and the report throw. An error of one connection ends that one.
   func serve(count: Int?, timeout: Duration?) async throws -> End {
     // The first sleep of a process opens descriptors, which Dispatch has for its timers. Without
-    // any left it would crash, or never end.
-    try await Task.sleep(for: .milliseconds(50))
+    // any left it would crash, or never end. More than one, as a sleep whose time is over before
+    // Dispatch has it opens none: the first may take long to come there.
+    for _ in 0..<5 { try await Task.sleep(for: .milliseconds(10)) }
     progress.withLock { $0 = Progress() }
     return try await withThrowingTaskGroup(of: Event.self) { group in
       defer { group.cancelAll() }
@@ -101,6 +106,7 @@ final class Connections: Sendable {
     var hasComplained = false
     while true {
       do throws(TraitError) {
+        if let error = shortage() { throw error }
         return .accepted(Accepted(try await listener.accept()))
       } catch {
         if error.underlyingError == .connectionAbort {
@@ -144,6 +150,7 @@ final class Connections: Sendable {
     while true {
       let received: ReceivedBytes
       do throws(TraitError) {
+        if let error = shortage() { throw error }
         received = try await connection.receive(into: &bytes)
       } catch {
         // To wait takes a second descriptor. The connection may have got the last one.
