@@ -19,7 +19,16 @@ final class Connections: Sendable {
   private enum Event: Sendable {
     case accepted(Accepted)
     case ended
-    case idle
+    case idle(ended: Int)
+  }
+
+  /// What has been reported so far.
+  private struct Progress {
+    var lastArrival = ContinuousClock.now
+    /// The number of connections whose end was reported.
+    var ended = 0
+    /// Set when the time-out is over. Nothing is reported after that, so that `ended` stays right.
+    var isOver = false
   }
 
   /// A connection on its way from the task that took it to the one that reads it.
@@ -32,9 +41,11 @@ final class Connections: Sendable {
   private let listener: TCPListener
   private let keyNames: [TraitID: String]
   private let savesSYN: Bool
+  /// Test hook: makes the next attempt to accept or to receive fail.
+  private let shortage: @Sendable () -> TraitError?
   private let report: @Sendable (any ConnectionEvent) throws -> Void
-  /// When something came last. Held by who reports, so that lines are whole.
-  private let lastArrival = Mutex(ContinuousClock.now)
+  /// Held by the task that reports, so that lines are whole.
+  private let progress = Mutex(Progress())
 
   /// - Parameters:
   ///   - listener: Listens already.
@@ -43,8 +54,10 @@ final class Connections: Sendable {
   ///   - report: Is told what happens, by one task at a time.
   init(
     _ listener: consuming TCPListener, keyNames: [TraitID: String], savesSYN: Bool,
+    shortage: @escaping @Sendable () -> TraitError? = { nil },
     report: @escaping @Sendable (any ConnectionEvent) throws -> Void
   ) {
+    self.shortage = shortage
     self.listener = listener
     self.keyNames = keyNames
     self.savesSYN = savesSYN
@@ -58,7 +71,11 @@ final class Connections: Sendable {
   ///   - timeout: How long to wait while nothing comes; nil for as long as it takes.
   /// - Throws: What accepting and the report throw. An error of one connection ends that one.
   func serve(count: Int?, timeout: Duration?) async throws -> End {
-    lastArrival.withLock { $0 = .now }
+    // The first sleep of a process opens descriptors, which Dispatch has for its timers. Without
+    // any left it would crash, or never end. More than one, as a sleep whose time is over before
+    // Dispatch has it opens none: the first may take long to come there.
+    for _ in 0..<5 { try await Task.sleep(for: .milliseconds(10)) }
+    progress.withLock { $0 = Progress() }
     return try await withThrowingTaskGroup(of: Event.self) { group in
       defer { group.cancelAll() }
       func acceptNext() { group.addTask { try await self.acceptNext() } }
@@ -75,35 +92,46 @@ final class Connections: Sendable {
         case .ended:
           ended += 1
           if ended == count { return .complete }
-        case .idle:
-          return .idle(ended: ended)
+        case .idle(let ended):
+          return ended == count ? .complete : .idle(ended: ended)
         }
       }
       return .complete
     }
   }
 
-  /// The next connection. Where there is nothing left to have it with it waits in the listener's queue
-  /// until there is, and others can end.
+  /// Takes the next connection. When descriptors or memory run out, retries every 100 ms; the
+  /// connection stays in the accept queue.
   private func acceptNext() async throws -> Event {
     var hasComplained = false
     while true {
       do throws(TraitError) {
+        if let error = shortage() { throw error }
         return .accepted(Accepted(try await listener.accept()))
       } catch {
-        switch error.underlyingError {
-        case .tooManyOpenFiles, .tooManyOpenFilesInSystem, .noMemory, .noBufferSpace:
-          if !hasComplained { complain("\(error); it waits") }
-          hasComplained = true
-          try await Task.sleep(for: .milliseconds(100))
-        case .connectionAbort:
+        if error.underlyingError == .connectionAbort {
           // It is gone already (accept(2)).
           continue
-        default:
-          throw error
         }
+        guard Self.isShortage(error) else { throw error }
+        try await pause(after: error, &hasComplained)
       }
     }
+  }
+
+  /// Returns whether the error is a lack of descriptors or memory, which ends when other
+  /// connections end.
+  private static func isShortage(_ error: TraitError) -> Bool {
+    switch error.underlyingError {
+    case .tooManyOpenFiles, .tooManyOpenFilesInSystem, .noMemory, .noBufferSpace: true
+    default: false
+    }
+  }
+
+  private func pause(after shortage: TraitError, _ hasComplained: inout Bool) async throws {
+    if !hasComplained { complain("\(shortage); it waits") }
+    hasComplained = true
+    try await Task.sleep(for: .milliseconds(100))
   }
 
   /// Tells what one connection brings, to its end.
@@ -118,11 +146,18 @@ final class Connections: Sendable {
     }
     try tell(ConnectionReport(peer: peer, synTraits: try saved.map(reports)))
     var bytes = [UInt8](repeating: 0, count: 65536)
+    var hasComplained = false
     while true {
       let received: ReceivedBytes
       do throws(TraitError) {
+        if let error = shortage() { throw error }
         received = try await connection.receive(into: &bytes)
       } catch {
+        // To wait takes a second descriptor. The connection may have got the last one.
+        if Self.isShortage(error) {
+          try await pause(after: error, &hasComplained)
+          continue
+        }
         // Cancelled is who has nothing to tell any more.
         if error.code != .cancelled {
           try tell(ConnectionEndReport(peer: peer, error: error.description))
@@ -148,17 +183,23 @@ final class Connections: Sendable {
   }
 
   private func tell(_ event: some ConnectionEvent) throws {
-    try lastArrival.withLock {
+    try progress.withLock {
+      guard !$0.isOver else { return }
       try report(event)
+      if event is ConnectionEndReport { $0.ended += 1 }
       // However long that took: meanwhile nobody looked whether something came.
-      $0 = .now
+      $0.lastArrival = .now
     }
   }
 
   private func waitUntilIdle(_ timeout: Duration) async throws -> Event {
     while true {
-      let end = lastArrival.withLock { $0 + timeout }
-      guard ContinuousClock.now < end else { return .idle }
+      let (end, ended) = progress.withLock {
+        let end = $0.lastArrival + timeout
+        $0.isOver = end <= .now
+        return (end, $0.isOver ? $0.ended : nil)
+      }
+      if let ended { return .idle(ended: ended) }
       try await Task.sleep(until: end, clock: .continuous)
     }
   }

@@ -8,16 +8,16 @@ import Testing
 
 @Suite("Calls that wait")
 struct SocketWaitTests {
-  /// A socket that waits 300 ms, connected to a port where nobody is.
-  private func connected() throws -> UDPSocket {
-    let nobody = try UDPSocket(.ipv4)
-    try nobody.bind(to: try #require(InternetAddress("127.0.0.1", port: 0)))
-    let destination = try nobody.localAddress()
-    try nobody.close()
+  /// A socket connected to a port where nobody is.
+  ///
+  /// - Parameter timeout: How long it waits. Where nothing is to be waited for, longer than a busy
+  ///   machine keeps a test from running.
+  private func connected(timeout: Duration = hangLimit) throws -> UDPSocket {
+    let destination = try Refusing.udp()
     let socket = try UDPSocket(.ipv4)
     let status = destination.withSockaddr { connect(socket.fileDescriptor.rawValue, $0, $1) }
     try #require(status == 0)
-    try socket.setReceiveTimeout(.milliseconds(300))
+    try socket.setReceiveTimeout(timeout)
     return socket
   }
 
@@ -29,7 +29,7 @@ struct SocketWaitTests {
     var byte: UInt8 = 1
     try #require(send(descriptor, &byte, 1, 0) == 1)
     var waiting = pollfd(fd: descriptor, events: 0, revents: 0)
-    try #require(poll(&waiting, 1, 10_000) == 1)
+    try #require(poll(&waiting, 1, 100_000) == 1)
     // Taken, and poll still says so.
     var error: Int32 = 0
     var length = socklen_t(4)
@@ -44,7 +44,7 @@ struct SocketWaitTests {
 
   @Test("do not spin where an error queue is not read")
   func errorQueue() throws {
-    let socket = try connected()
+    let socket = try connected(timeout: .milliseconds(300))
     try leaveError(socket)
     var calls = 0
     let start = ContinuousClock.now
@@ -59,7 +59,8 @@ struct SocketWaitTests {
     }
     #expect(result == .failure(.wouldBlock))
     #expect(ContinuousClock.now - start >= .milliseconds(290))
-    #expect((3...20).contains(calls))
+    // Fewer on a busy machine.
+    #expect(calls <= 20)
   }
 
   @Test("end where nothing can come any more")

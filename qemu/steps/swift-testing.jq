@@ -9,12 +9,23 @@ def words: [.messages[]?.text] | join("; ") | gsub("[\t\n]"; " ");
 def reason: words
 	| sub("^(Test|Suite) .* (skipped|was cancelled after [0-9.]+ seconds): \"(?<own>.*)\"$"; .own);
 
+def place: .issue.sourceLocation | if .fileID then "\(.fileID):\(.line): " else "" end;
+
+# The first three of a test's issues. Of an expectation that fails in a process of its own
+# (an exit test) the runner says no more than "Issue recorded" and where. The test then
+# records another issue, with what that process said.
+def reasons:
+	map(select(.messages != [] and [.messages[]?.text] != ["Issue recorded"])) as $telling
+	| (if $telling == [] then . else $telling end)
+	| map(place + reason) | reduce .[] as $each ([]; if index($each) then . else . + [$each] end)
+	| .[:3] | join(" | ") | .[:600];
+
 [split("\n")[] | fromjson?] as $records
 | [$records[] | select(.kind == "event") | .payload] as $events
 | [$records[] | select(.kind == "test" and .payload.kind == "function") | .payload.id] as $plan
 | ($events | map(select(.kind == "issueRecorded" and (.issue.isKnown | not)
 	and (if .issue | has("isFailure") then .issue.isFailure else true end)))) as $issues
-| ($issues | group_by(.testID) | map({ key: (.[0].testID // ""), value: .[0] }) | from_entries) as $failed
+| ($issues | group_by(.testID) | map({ key: (.[0].testID // ""), value: reasons }) | from_entries) as $failed
 | ($events | map(select(.kind == "testSkipped") | { key: .testID, value: . }) | from_entries) as $skipped
 | ($events | map(select(.kind == "testEnded") | { key: .testID, value: . }) | from_entries) as $ended
 | ($events | map(select(.kind == "testCancelled") | { key: .testID, value: true }) | from_entries) as $cancelled
@@ -28,7 +39,7 @@ def reason: words
 | (
 	($plan[] | . as $id
 	| (split("/") | if length > 2 then .[:-1] else . end | join("/")) as $name
-	| if $failed[$id] then "failed\t\($name)\t\($failed[$id] | reason)"
+	| if $failed[$id] then "failed\t\($name)\t\($failed[$id])"
 	  elif $skipped[$id] then "skipped\t\($name)\t\($skipped[$id] | reason)"
 	  elif $cancelled[$id] and $ended[$id] then "skipped\t\($name)\t\($ended[$id] | reason)"
 	  elif $ended[$id] then "passed\t\($name)\t"
@@ -37,5 +48,5 @@ def reason: words
 	  | "skipped\t\($name)\tone of its cases was cancelled: \(.case // "")")),
 	# Issues of a suite, or of no test at all
 	($failed | to_entries[] | select(.key | IN($plan[]) | not)
-	| "failed\t\(if .key == "" then "(no test)" else .key end)\t\(.value | reason)")
+	| "failed\t\(if .key == "" then "(no test)" else .key end)\t\(.value)")
 )

@@ -83,6 +83,58 @@ test_what_was_skipped_or_cancelled_is_named_with_its_own_reason() {
 		skipped 'T.S/bad(name:)' 'one of its cases was cancelled: ')" "$(outcomes)"
 }
 
+# issue TEST PLACE LINE MESSAGES: as the runner writes it, since Swift 6.3
+issue() {
+	jq -nc --arg test "$1" --arg file "$2" --argjson line "$3" --argjson messages "$4" '{ kind: "event",
+		payload: { instant: { absolute: 2324.29, since1970: 1796073028.31 }, issue: { isFailure: true,
+			isKnown: false, severity: "error", sourceLocation: { _filePath: "/a/Tests/\($file)", column: 11,
+			fileID: $file, filePath: "/a/Tests/\($file)", line: $line } },
+			kind: "issueRecorded", messages: $messages, testID: $test }, version: "6.3.0" }'
+}
+
+# message TEXT [DETAILS]: those of one issue
+message() {
+	jq -nc --arg text "$1" --arg details "${2:-}" '[{ symbol: "fail", text: $text }]
+		+ if $details == "" then [] else [{ symbol: "details", text: $details }] end'
+}
+
+test_a_reason_says_where_and_what_also_of_a_process_of_its_own() {
+	local process='its own process said: issue: T/a.swift:16: Expectation failed: (a → 1) == 2'
+	{
+		planned 'T.S/plain()/a.swift:1:2'
+		planned 'T.S/own()/a.swift:2:2'
+		planned 'T.S/crash()/a.swift:3:2'
+		planned 'T.S/silent()/a.swift:4:2'
+		planned 'T.S/many()/a.swift:5:2'
+		issue 'T.S/plain()/a.swift:1:2' T/a.swift 27 "$(message 'Expectation failed: (a → 1) == 2' plain)"
+		# Of an expectation in an exit test there are neither values nor, without a comment, a word
+		issue 'T.S/own()/a.swift:2:2' T/a.swift 16 "$(message 'Issue recorded')"
+		issue 'T.S/own()/a.swift:2:2' T/a.swift 20 "$(message 'Issue recorded' "$process")"
+		issue 'T.S/crash()/a.swift:3:2' T/a.swift 30 "$(message 'Expectation failed: .success → .signal(SIGILL → 4)')"
+		issue 'T.S/crash()/a.swift:3:2' T/a.swift 31 "$(message 'Issue recorded' $'its own process said: Fatal error\nStack')"
+		issue 'T.S/silent()/a.swift:4:2' T/a.swift 40 "$(message 'Issue recorded')"
+		for line in 1 1 2 3 4; do issue 'T.S/many()/a.swift:5:2' T/a.swift $line "$(message "no $line")"; done
+	} >"$WORK/events"
+	same "$(printf 'failed\tT.S/%s()\t%s\n' \
+		plain 'T/a.swift:27: Expectation failed: (a → 1) == 2; plain' \
+		own "T/a.swift:20: Issue recorded; $process" \
+		crash 'T/a.swift:30: Expectation failed: .success → .signal(SIGILL → 4) | T/a.swift:31: Issue recorded; its own process said: Fatal error Stack' \
+		silent 'T/a.swift:40: Issue recorded' \
+		many 'T/a.swift:1: no 1 | T/a.swift:2: no 2 | T/a.swift:3: no 3')" "$(outcomes)"
+	suite_results
+	read_events host 1
+	OUTPUT=$(summarize host 2>&1)
+	says 'FAILED T.S/own(): T/a.swift:20: Issue recorded; its own process said: issue: T/a.swift:16: Expectation failed: (a → 1) == 2'
+}
+
+test_a_long_reason_is_cut() {
+	{
+		planned 'T.S/long()/a.swift:1:2'
+		issue 'T.S/long()/a.swift:1:2' T/a.swift 1 "$(message "$(printf '%02000d' 0)")"
+	} >"$WORK/events"
+	same 600 "$(outcomes | cut -f 3 | tr -d '\n' | wc -c)"
+}
+
 test_an_issue_outside_of_any_test_is_a_failure() {
 	{
 		planned T.S suite
