@@ -178,7 +178,10 @@ command_mutate() {
 	open_cache
 	need_series mutate
 	local -a wants=(source)
-	[[ " ${lists[*]} " != *' guest '* ]] || wants+=(swift guest)
+	# Sites in the guest need more
+	[[ " ${lists[*]} " != *' guest '* ]] ||
+		! awk -v only="$only" '!/^#/ && NF && index($0, only) { found = 1 } END { exit !found }' "$ROOT/qemu/mutations/guest.sites" ||
+		wants+=(swift guest)
 	check_machine "${wants[@]}"
 	install_packages
 	lock_clone
