@@ -56,7 +56,8 @@ check_distribution() {
 check_qemu() {
 	local program version
 	program=$(command -v qemu-system-x86_64) || {
-		missing_packages | grep -qx qemu-system-x86 ||
+		# Not 'grep -q': it ends early, and pipefail takes the broken pipe for a failure
+		missing_packages | grep -x qemu-system-x86 >/dev/null ||
 			fail "there is no qemu-system-x86_64 on PATH, although its package is installed" \
 				"PATH is $PATH" "  apt-get install --reinstall qemu-system-x86"
 		return 0

@@ -71,13 +71,15 @@ existing_tag() {
 }
 
 # cached_source: the tag of the source that this run needs, nothing if the cache does not
-# have it. With --kernel a source of that version, the one in use first; else the one in use.
+# have it. With --kernel a source of that version, the one in use first. Else the one in use or,
+# if none is, the newest tested version: no mirror has to be asked for that.
 cached_source() {
-	local tag
+	local tag version=$KERNEL
 	tag=$(existing_tag "$CACHE/source") || tag=''
-	if [ -n "$KERNEL" ] && [[ $tag != linux-$KERNEL-* ]]; then
-		tag=$(existing_tag "$CACHE/$KERNEL/source") ||
-			tag=$(linux_git for-each-ref --format='%(refname:strip=2)' "refs/tags/linux-$KERNEL-*" 2>/dev/null | tail -n 1) || tag=''
+	[ -n "$tag" ] || version=${version:-$(tested_versions | tail -n 1)}
+	if [ -n "$version" ] && [[ $tag != linux-$version-* ]]; then
+		tag=$(existing_tag "$CACHE/$version/source") ||
+			tag=$(linux_git for-each-ref --format='%(refname:strip=2)' "refs/tags/linux-$version-*" 2>/dev/null | tail -n 1) || tag=''
 	fi
 	[ -z "$tag" ] || echo "$tag"
 }
@@ -229,7 +231,7 @@ download_debian_source() {
 	find_offer
 	read -r version package suite <<<"$OFFER"
 	step "source: $DEBIAN_PACKAGE $package from $suite"
-	tested_versions | grep -qxF "$version" ||
+	tested_versions | grep -xF "$version" >/dev/null ||
 		detail "Linux $version was not tested with the series, the newest tested is $(tested_versions | tail -n 1)"
 	rm -rf "$CACHE/download/unpacked" "$CACHE"/download/"$DEBIAN_PACKAGE"_*.deb
 	if (cd "$CACHE/download" && $SOURCE_APT apt-get download "$DEBIAN_PACKAGE=$package") >>"$log" 2>&1 </dev/null; then

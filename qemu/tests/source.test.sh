@@ -279,3 +279,15 @@ test_a_cache_of_the_former_layout_goes_on() {
 	[ -e "$CACHE/tree/patched/.git" ]
 	same former-packet-traits "$(git -C "$CACHE/tree/patched" branch --show-current)"
 }
+
+test_a_version_that_a_run_chose_is_not_fetched_again() {
+	kernel_tree "$WORK/linux"
+	vm fetch --source "$WORK/linux"
+	ends 0
+	# As after --kernel on an empty cache: no source is in use
+	rm "$CACHE/source"
+	vm fetch
+	ends 0
+	says 'linux-6.12.95-'
+	says_not 'which versions'
+}
