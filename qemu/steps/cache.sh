@@ -62,7 +62,7 @@ open_results() {
 	need_writable "the clone $ROOT" "$advice" "$ROOT" "$ROOT"/.build{,-vm} "$ROOT"/.build-vm/{bpf,guest,log,lock,boot.lock} "$RESULTS" "$RESULTS"/*
 }
 
-# Locks. What a run only reads it shares with others, what it changes it has alone:
+# Locks. A run takes a shared lock on what it reads and an exclusive lock on what it changes:
 #
 #   lock                        linux.git, downloads, apt, virtme-ng: alone, while they change
 #   VERSION/tree/FLAVOUR.lock   shared while it is built from, alone while it is switched
@@ -102,14 +102,20 @@ locked_name() {
 	echo "${name%/lock}"
 }
 
-# try_lock -s|-x LOCK [SECONDS]: shared or alone. What this run held before is lost in any case.
+# try_lock -s|-x LOCK [SECONDS]: shared or exclusive. Drops the lock that this run held on the file, even if the call
+# fails.
 try_lock() {
-	local mode=$1 file=$2 fd=${LOCKS[$2]:-}
+	local mode=$1 file=$2 fd=${LOCKS[$2]:-} status
 	if [ -z "$fd" ]; then
 		exec {fd}>>"$file"
 		LOCKS[$file]=$fd
 	fi
-	flock "$mode" -w "${3:-0}" "$fd" || return 1
+	flock "$mode" -w "${3:-0}" "$fd" || {
+		status=$?
+		[ $status -ne 1 ] || return 1
+		fail "cannot lock $file: flock ended with status $status" \
+			"Does that file system have locks? PACKET_TRAITS_CACHE=DIR puts the cache elsewhere."
+	}
 	{
 		[ "$mode" = -x ] || living_holders "$file"
 		echo "process $$, 'qemu/vm $SUBCOMMAND', begun $(date '+%F %T')"

@@ -76,7 +76,7 @@ try_card() {
 # probe_cards: sets GUEST_MISSING. QEMU is asked once per version; the cache keeps its answers, one
 # line "MODEL<TAB>reason" for each card that is missing, behind a line that says what was asked.
 probe_cards() {
-	local answers=$CACHE/cards version question number model reason status missing=''
+	local answers=$CACHE/cards version question number model reason status missing='' keep=1
 	version=$(qemu_version) || version=''
 	question="QEMU $version: $(for number in "${!CARDS[@]}"; do card_pair "$number"; done)"
 	if [ "$(head -n 1 "$answers" 2>/dev/null)" != "$question" ]; then
@@ -87,7 +87,10 @@ probe_cards() {
 			reason=$(try_card "$number") || status=$?
 			[ $status -ne 0 ] || continue
 			case $status:$reason in
-			124:* | 137:*) reason="QEMU $version did not start with it within $CARD_PROBE_LIMIT s" ;;
+			# A busy machine: ask again next time
+			124:* | 137:*)
+				keep=''
+				reason="QEMU $version did not start with it within $CARD_PROBE_LIMIT s" ;;
 			*"'$model' is not a valid device model name"*) reason="QEMU $version does not have it" ;;
 			# Its error follows the option that it is about
 			*) reason="QEMU $version refuses it: $(sed -E 's/^qemu-system-x86_64: (-[a-z]+ [^ ]+: )?//' <<<"${reason:-status $status}" | head -n 1)" ;;
@@ -102,6 +105,7 @@ probe_cards() {
 		detail "guest: no $model card: $reason"
 		GUEST_MISSING+=${GUEST_MISSING:+ }$model
 	done < <(tail -n +2 "$answers")
+	[ -n "$keep" ] || rm -f "$answers"
 }
 
 # The machine's files, as virtme-ng mounts them, but kept in the guest's memory once they were

@@ -41,7 +41,7 @@ explain_misfit() {
 	local patch=$1 worktree=$2 rejects=$LOGS/rejects log=$LOGS/apply.log file hunks
 	rm -rf "$rejects"
 	mkdir -p "$rejects"
-	git -C "$worktree" apply --reject "$patch" >"$log" 2>&1 || true
+	clean_git -C "$worktree" apply --reject "$patch" >"$log" 2>&1 || true
 	while read -r file; do
 		mkdir -p "$(dirname "$rejects/$file")"
 		mv "$worktree/$file" "$rejects/$file"
@@ -143,10 +143,21 @@ add_worktree() {
 	logged "$3" linux_git -c checkout.workers=0 worktree add --force --detach "$1" "$2"
 }
 
+# refuse_half_done TREE: end if 'git am' or 'git rebase' waits for a person there. The patches that are
+# still to come would be missing from what is exported.
+refuse_half_done() {
+	local git_directory
+	git_directory=$(git -C "$1" rev-parse --absolute-git-dir)
+	[ ! -e "$git_directory/rebase-apply" ] && [ ! -e "$git_directory/rebase-merge" ] ||
+		fail "a 'git am' or 'git rebase' is not finished in $1" \
+			"Finish it there with 'git am --continue' or 'git rebase --continue', or drop it with --abort."
+}
+
 # refuse_to_lose FLAVOUR: end if somebody's work is in the tree
 refuse_to_lose() {
 	local tree=$TREES/$1 applied head changed
 	[ -e "$tree/.git" ] && [ ! -e "$tree.switching" ] || return 0
+	refuse_half_done "$tree"
 	changed=$(tree_git "$1" status --porcelain --untracked-files=no | head -n 5) || true
 	[ -z "$changed" ] ||
 		fail "$tree has changes that are not committed: $(paste -sd ' ' <<<"$changed")" \
@@ -194,7 +205,7 @@ ensure_patched() {
 # apply_3way: the series in tree/patched by three-way merges, for a kernel that it does not fit.
 # Where 'git am' stops, a person goes on.
 apply_3way() {
-	local tree=$TREES/patched log=$LOGS/apply.log
+	local tree=$TREES/patched log=$LOGS/apply.log last
 	local -a patches
 	refuse_to_lose patched
 	mapfile -t patches < <(series_patches)
@@ -207,13 +218,16 @@ apply_3way() {
 		tree_git patched am --3way --keep-cr --committer-date-is-author-date "${patches[@]}" >"$log" 2>&1; then
 		explain_full_disk "$log"
 		if grep -qE 'lacking or useless|lacks (the )?necessary blob' "$log"; then
+			last=$(tree_git patched log -1 --format="'%s' is the last patch that applies")
+			[ "$(tree_git patched rev-parse HEAD)" != "$(linux_git rev-parse "$SOURCE_TAG^{commit}")" ] || last="the first patch does not apply"
 			tree_git patched am --abort >/dev/null 2>&1 || true
-			fail "$(tree_git patched log -1 --format=%s) is the last patch that applies to $SOURCE_TAG: the cache has no kernel to merge from" \
-				"Apply the series to a kernel that it fits first: qemu/vm patch apply --kernel $(tested_versions | tail -n 1)"
+			fail "$last to $SOURCE_TAG, and the cache has no kernel to merge from" \
+				"Apply the series to a kernel that it fits first: qemu/vm patch apply --kernel $(cat "$SERIES_DIRECTORY/base" 2>/dev/null || tested_versions | tail -n 1)"
 		fi
 		fail "'git am' stopped in $tree: $(sed -n 's/^Patch failed at //p' "$log")" \
 			"$(tree_git patched status --porcelain | sed -nE 's/^(UU|AA|DU|UD|AU|UA) /conflict in /p')" \
 			"Resolve it there, then 'git add' the files and 'git am --continue', until no patch is left." \
+			"'git am --abort' there drops the merge." \
 			"'qemu/vm patch export' then writes the patches that are different. See docs/porting.md." \
 			"All that git said: $log"
 	fi
@@ -305,7 +319,7 @@ message_of() {
 serves() {
 	local patch=$1 exported=$2 tree=$3 commit=$4
 	[ -n "$patch" ] && [ "$(message_of "$patch")" = "$(message_of "$exported")" ] &&
-		git -C "$tree" apply --cached "$patch" 2>/dev/null &&
+		clean_git -C "$tree" apply --cached "$patch" 2>/dev/null &&
 		[ "$(git -C "$tree" write-tree)" = "$(git -C "$tree" rev-parse "$commit^{tree}")" ] && return 0
 	git -C "$tree" read-tree "$commit"
 	return 1
@@ -405,6 +419,7 @@ patch_export() {
 		esac
 	done
 	open_cache
+	[ -z "$tree" ] || [ -z "$KERNEL" ] || usage_error "patch export: --from TREE says which kernel it is, --kernel $KERNEL does not go with it" patch
 	if [ -z "$tree" ]; then
 		use_cached_source || fail "no tree to export from: the cache $CACHE has no source${KERNEL:+ of Linux $KERNEL}" \
 			"'qemu/vm patch apply' gets it; --from TREE --base REF takes another tree."
@@ -428,6 +443,7 @@ patch_export() {
 		fail "nothing to export: there is no commit between '$base' and '$branch' in $tree"
 	[ -z "$(git -C "$tree" rev-list --min-parents=2 "$base..$branch")" ] ||
 		fail "there are merges between '$base' and '$branch' in $tree: a series is a straight line of commits"
+	refuse_half_done "$tree"
 	check_authors "$tree" "$base" "$branch"
 	version=$(git -C "$tree" show "$base:Makefile" 2>/dev/null | makefile_version)
 	check_version "$version" "'$base' in $tree"
@@ -522,7 +538,8 @@ patch_check() {
 check_skbuff_hole() {
 	local places
 	# "alloc_cpu 136 traits 138 csum 140": pahole prints the structure once for each layout
-	places=$(pahole -C sk_buff "$1" 2>/dev/null | sed -nE 's,^.* (alloc_cpu|traits|csum); +/\* +([0-9]+) .*,\1 \2,p' | head -n 3 | paste -sd ' ')
+	places=$(pahole -C sk_buff "$1" 2>/dev/null | sed -nE 's,^.* (alloc_cpu|traits|csum); +/\* +([0-9]+) .*,\1 \2,p' |
+		awk 'NR <= 3' | paste -sd ' ') || places=''
 	awk '{ exit !($1 == "alloc_cpu" && $3 == "traits" && $5 == "csum" && $4 == $2 + 2 && $6 == $4 + 2 && $2 % 4 == 0) }' <<<"$places" ||
 		fail "in struct sk_buff of $1 the two bytes of packet traits do not fit behind alloc_cpu: ${places:-pahole finds no such structure}" \
 			"A field of two bytes before it has come or gone: see docs/porting.md, 'Two free bytes'."

@@ -20,16 +20,19 @@ SOURCE_SPACE_MB=4500
 # linux_git ARGUMENTS...: git on the cache's repository. The user's own
 # configuration stays out, so that objects and messages are the same everywhere.
 linux_git() {
-	GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null \
-		git --git-dir="$CACHE/linux.git" "$@"
+	clean_git --git-dir="$CACHE/linux.git" "$@"
+}
+
+# clean_git ARGUMENTS...: git without the user's configuration
+clean_git() {
+	GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null git "$@"
 }
 
 # tree_git FLAVOUR ARGUMENTS...: the same inside a worktree
 tree_git() {
 	local flavour=$1
 	shift
-	GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null \
-		git -C "$TREES/$flavour" "$@"
+	clean_git -C "$TREES/$flavour" "$@"
 }
 
 # makefile_version: reads a kernel Makefile, prints VERSION.PATCHLEVEL.SUBLEVEL
@@ -329,8 +332,9 @@ import_source() {
 
 # write_whole TEXT FILE: another run reads the old text or the new one, and no half
 write_whole() {
-	echo "$1" >"$2.new"
-	mv "$2.new" "$2"
+	[ "$(cat "$2" 2>/dev/null)" != "$1" ] || return 0
+	echo "$1" >"$2.$$"
+	mv "$2.$$" "$2"
 }
 
 # ensure_source [PATH]: the source that this run needs is in the cache; PATH replaces the one

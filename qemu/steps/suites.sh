@@ -90,10 +90,14 @@ read_events() {
 suite_host() {
 	local directory=$RESULTS/host status=0
 	step "host: the package's suites on this kernel"
-	(without_locks env PACKET_TRAITS_BPF="$BPF_DIRECTORY" PACKET_TRAITS_HEADERS="$KERNEL_HEADERS" \
+	# In the background, so that Control-C ends it
+	(without_locks setsid env PACKET_TRAITS_BPF="$BPF_DIRECTORY" PACKET_TRAITS_HEADERS="$KERNEL_HEADERS" \
 		timeout --kill-after=5 $HOST_LIMIT "$TEST_BUNDLE" --testing-library swift-testing \
 		--skip '^GuestTests\.' --event-stream-output-path "$directory/events.json") \
-		>"$directory/output.log" 2>&1 </dev/null || status=$?
+		>"$directory/output.log" 2>&1 </dev/null &
+	CHILD_GROUP=$!
+	wait $CHILD_GROUP || status=$?
+	CHILD_GROUP=
 	[ $status -ne 124 ] || fail_suite host "did not end within $HOST_LIMIT s; begun: $(running_tests "$directory/events.json" | paste -sd ' ')"
 	read_events host $status
 }
@@ -124,8 +128,8 @@ default_guests() {
 	[[ ${ACCELERATION[*]} == *thread=single* ]] || guests=$((guests / GUEST_CPUS))
 	[ "$guests" -le $MOST_GUESTS ] || guests=$MOST_GUESTS
 	# QEMU itself takes half a gigabyte for what it translates
-	memory=$((${GUEST_MEMORY%G} * 1024 + 512))
-	available=$(awk '/^MemAvailable:/ { print int($2 / 1024) }' "${MEMINFO:-/proc/meminfo}")
+	memory=$((${GUEST_MEMORY%G} * 1024 + GUEST_OVERHEAD_MB))
+	available=$(awk '/^MemAvailable:/ { print int($2 / 1024) }' "$MACHINE/proc/meminfo")
 	if [ $((guests * memory)) -gt "$available" ]; then
 		guests=$((available / memory))
 		detail "guest: $available MB of memory are free, and each guest takes $memory MB"
@@ -296,8 +300,11 @@ reports_of_kunit() {
 suite_harness() {
 	local status=0
 	step "harness: qemu/tests"
-	(without_locks timeout --kill-after=5 $HARNESS_LIMIT "$ROOT/qemu/tests/run" "$RESULTS/harness") \
-		>"$RESULTS/harness/output.log" 2>&1 </dev/null || status=$?
+	(without_locks setsid timeout --kill-after=5 $HARNESS_LIMIT "$ROOT/qemu/tests/run" "$RESULTS/harness") \
+		>"$RESULTS/harness/output.log" 2>&1 </dev/null &
+	CHILD_GROUP=$!
+	wait $CHILD_GROUP || status=$?
+	CHILD_GROUP=
 	[ -s "$RESULTS/harness/tests.tsv" ] || fail_suite harness "no test ran, qemu/tests/run ended with status $status"
 	[ $status -eq 0 ] || [ "$(count failed "$RESULTS/harness/tests.tsv")" -gt 0 ] ||
 		fail_suite harness "qemu/tests/run ended with status $status ($RESULTS/harness/output.log)"

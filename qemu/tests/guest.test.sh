@@ -257,11 +257,13 @@ test_the_number_of_guests_follows_processors_and_memory() {
 	source "$CLONE/qemu/steps/guest.sh"
 	ROOT=$CLONE RESULTS=$WORK/results
 	source "$CLONE/qemu/steps/suites.sh"
-	MEMINFO=$WORK/meminfo
+	MACHINE=$WORK/memory
+	GUEST_OVERHEAD_MB=512
+	mkdir -p "$MACHINE/proc"
 	# Processors, memory in MB, whether QEMU emulates in one thread: how many guests
 	while read -r processors memory threads wanted; do
 		replace nproc <<<"echo $processors"
-		echo "MemAvailable: $((memory * 1024)) kB" >"$MEMINFO"
+		echo "MemAvailable: $((memory * 1024)) kB" >"$MACHINE/proc/meminfo"
 		ACCELERATION=()
 		[ "$threads" = many ] || ACCELERATION=(--disable-kvm --qemu-opts='-accel tcg,thread=single')
 		same "$processors $memory $threads $wanted" "$processors $memory $threads $(default_guests 2>/dev/null)"
@@ -279,7 +281,7 @@ test_the_number_of_guests_follows_processors_and_memory() {
 	use_profile debug
 	replace nproc <<<'echo 2'
 	ACCELERATION=(--qemu-opts='-accel tcg,thread=single')
-	echo 'MemAvailable: 6144000 kB' >"$MEMINFO"
+	echo 'MemAvailable: 6144000 kB' >"$MACHINE/proc/meminfo"
 	OUTPUT=$(default_guests 2>&1)
 	says '6000 MB of memory are free, and each guest takes 4608 MB'
 	same 1 "$(tail -n 1 <<<"$OUTPUT")"

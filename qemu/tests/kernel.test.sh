@@ -112,3 +112,32 @@ test_every_symbol_of_the_fragments_has_a_reason_above_it() {
 			END { exit bad }' "$fragment"
 	done
 }
+
+# layout PLACES: pahole prints a structure of these fields
+layout() {
+	{
+		echo 'case $* in *sk_buff*) ;; *) echo v1.24; exit ;; esac'
+		printf "echo '\t\tunion {\n'\n"
+		printf "echo '\t\t%s; /* %s %s */'\n" "$@"
+	} | replace pahole
+}
+
+test_a_kernel_in_which_the_two_bytes_move_a_field_is_refused() {
+	imported
+	series_of_two
+	# The fake image stands for an ELF file
+	sed -i 's,^> cp $(O)/.config .*,&\n> touch $(O)/vmlinux,' "$WORK/linux/Makefile"
+	vm fetch --source "$WORK/linux"
+	layout 'u16 alloc_cpu' 136 2 'u16 traits' 138 2 '__wsum csum' 140 4
+	vm build
+	ends 0
+	rm "$BUILDS/patched.stamp"
+	layout 'u16 alloc_cpu' 134 2 'u16 traits' 136 2 '__wsum csum' 140 4
+	vm build
+	ends 1
+	says 'do not fit behind alloc_cpu: alloc_cpu 134 traits 136 csum 140'
+	replace pahole <<<'case $* in *sk_buff*) exit 1 ;; *) echo v1.24 ;; esac'
+	vm build
+	ends 1
+	says 'pahole finds no such structure'
+}

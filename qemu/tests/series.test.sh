@@ -359,12 +359,16 @@ test_a_merge_stops_where_a_person_has_to_decide() {
 	vm patch apply --3way
 	ends 1
 	says "'git am' stopped in $tree: 0002 net: add traits" 'conflict in net/core/Kconfig' "'git am --continue'"
-	# Nothing throws that state away
+	# Nothing throws that state away, or takes half of the series for all of it
 	vm patch apply
 	ends 1
 	vm patch apply --3way
 	ends 1
-	says 'not committed'
+	says "is not finished in $tree" "'git am --continue'"
+	vm patch export
+	ends 1
+	says "is not finished in $tree"
+	[ -e "$PATCHES/0002-net-add-traits.patch" ]
 	sed -i '/^<<<<<<<\|^=======\|^>>>>>>>\|^# line XX$/d' "$tree/net/core/Kconfig"
 	git -C "$tree" add -A
 	git -C "$tree" am --continue
@@ -384,5 +388,6 @@ test_a_merge_without_an_ancestor_names_the_way_out() {
 	sed -i 's/^-# line 20$/-# line xx/; s/^index [0-9a-f]*\.\./index 0123456789ab../' "$PATCHES"/0002-*.patch
 	vm patch apply --3way
 	ends 1
-	says 'no kernel to merge from' 'qemu/vm patch apply --kernel 6.12.95'
+	says "'net: return two' is the last patch that applies to linux-6.12.95-" 'no kernel to merge from' \
+		'qemu/vm patch apply --kernel 6.12.95'
 }
