@@ -121,11 +121,12 @@ GUESTS=
 MOST_GUESTS=8
 
 # default_guests: how many guests keep this machine's processors busy, as far as it has the
-# memory. A guest takes one processor if QEMU emulates it in one thread, and GUEST_CPUS otherwise.
+# memory. Most tests do one thing after the other, so an emulated guest keeps one processor busy, however
+# many QEMU gives it.
 default_guests() {
 	local guests memory available
 	guests=$(nproc)
-	[[ ${ACCELERATION[*]} == *thread=single* ]] || guests=$((guests / GUEST_CPUS))
+	[[ ${ACCELERATION[*]} == *--disable-kvm* ]] || guests=$((guests / GUEST_CPUS))
 	[ "$guests" -le $MOST_GUESTS ] || guests=$MOST_GUESTS
 	# QEMU itself takes half a gigabyte for what it translates
 	memory=$((${GUEST_MEMORY%G} * 1024 + GUEST_OVERHEAD_MB))
