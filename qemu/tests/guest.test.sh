@@ -260,27 +260,27 @@ test_the_number_of_guests_follows_processors_and_memory() {
 	MACHINE=$WORK/memory
 	GUEST_OVERHEAD_MB=512
 	mkdir -p "$MACHINE/proc"
-	# Processors, memory in MB, whether QEMU emulates in one thread: how many guests
-	while read -r processors memory threads wanted; do
+	# Processors, memory in MB, hardware virtualisation or emulation: how hardware guests
+	while read -r processors memory how wanted; do
 		replace nproc <<<"echo $processors"
 		echo "MemAvailable: $((memory * 1024)) kB" >"$MACHINE/proc/meminfo"
 		ACCELERATION=()
-		[ "$threads" = many ] || ACCELERATION=(--disable-kvm --qemu-opts='-accel tcg,thread=single')
-		same "$processors $memory $threads $wanted" "$processors $memory $threads $(default_guests 2>/dev/null)"
+		[ "$how" = hardware ] || ACCELERATION=(--disable-kvm)
+		same "$processors $memory $how $wanted" "$processors $memory $how $(default_guests 2>/dev/null)"
 	done <<-'CASES'
-	1 16000 single 1
-	2 16000 single 2
-	16 64000 single 8
-	2 16000 many 1
-	1 16000 many 1
-	4 16000 many 2
-	16 64000 many 8
-	4 6000 single 2
-	4 1000 single 1
+	1 16000 emulated 1
+	2 16000 emulated 2
+	16 64000 emulated 8
+	2 16000 hardware 1
+	1 16000 hardware 1
+	4 16000 hardware 2
+	16 64000 hardware 8
+	4 6000 emulated 2
+	4 1000 emulated 1
 	CASES
 	use_profile debug
 	replace nproc <<<'echo 2'
-	ACCELERATION=(--qemu-opts='-accel tcg,thread=single')
+	ACCELERATION=(--disable-kvm)
 	echo 'MemAvailable: 6144000 kB' >"$MACHINE/proc/meminfo"
 	OUTPUT=$(default_guests 2>&1)
 	says '6000 MB of memory are free, and each guest takes 4608 MB'
