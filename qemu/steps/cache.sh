@@ -138,8 +138,8 @@ lock_shared() {
 	wait_lock -s "$1"
 }
 
-# lock_exclusive LOCK: the same; ends the run if others use it, which may take hours. What it
-# is the lock of may have changed meanwhile.
+# lock_exclusive LOCK: the same, exclusively. Ends the run if others use it, which may take
+# hours. Check again what the lock protects: another run may have changed it.
 lock_exclusive() {
 	while :; do
 		wait_lock -s "$1"
@@ -158,7 +158,7 @@ unlock() {
 	unset "LOCKS[$1]"
 }
 
-# with_cache_lock COMMAND...: while what all versions share belongs to this run alone
+# with_cache_lock COMMAND...: runs COMMAND with the exclusive lock on what all versions share
 with_cache_lock() {
 	if has_cache_lock; then
 		"$@"

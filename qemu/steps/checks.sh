@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
-# Does this machine have what a run needs? All that it lacks is told at once, before anything
-# is installed, each problem with what helps.
+# Checks the machine before anything is installed or downloaded. Reports all problems together, each
+# with a remedy.
 
 # The harness's own tests put another machine's files there
 MACHINE=${PACKET_TRAITS_MACHINE:-}
@@ -87,7 +87,7 @@ check_temporary() {
 			"TMPDIR=DIR qemu/vm ... uses another one."
 }
 
-# needed_space WANTS: "DIRECTORY MB PURPOSE" of all that this run is going to fill
+# needed_space WANTS: "DIRECTORY MB PURPOSE" : the space that this run needs in each directory
 needed_space() {
 	local missing
 	echo "${TMPDIR:-/tmp} $TEMPORARY_SPACE_MB temporary files"
@@ -136,14 +136,14 @@ check_memory() {
 			"  fallocate -l 4G /swapfile && chmod 600 /swapfile && mkswap /swapfile && swapon /swapfile"
 }
 
-# collect COMMAND...: what it would end the run for is one of PROBLEMS
+# collect COMMAND...: adds the error message of COMMAND to PROBLEMS instead of ending the run
 collect() {
 	local text
 	text=$("$@" 2>&1 >/dev/null) || PROBLEMS+=("$text")
 }
 
-# check_machine WANTS...: source, swift and guest are what not every command needs. Ends the
-# run with all problems.
+# check_machine WANTS...: checks what every command needs, and what WANTS names (source, swift,
+# guest). Ends the run with all problems.
 check_machine() {
 	local wants=" $* "
 	local -a PROBLEMS=()

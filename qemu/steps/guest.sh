@@ -160,9 +160,9 @@ run_virtme() {
 }
 
 # emulate: sets ACCELERATION for software emulation. QEMU before 8.1 reads instructions to translate
-# without holding their page, so that one CPU of the guest may translate, and keep, what another one
-# is replacing. The breakpoint that the kernel puts in a static branch while it changes it is met
-# then when nobody waits for it any more: "Oops: int3". Such a QEMU emulates all CPUs in one thread.
+# without holding their page. One CPU can then translate, and keep, code that another CPU is
+# replacing. It runs into the breakpoint of a static branch after the kernel has removed the
+# handler: "Oops: int3". So such a QEMU emulates all CPUs in one thread.
 emulate() {
 	local version
 	ACCELERATION=(--disable-kvm)

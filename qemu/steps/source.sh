@@ -361,7 +361,8 @@ fetch_source() {
 	rm -rf "$CACHE/download/unpacked"
 }
 
-# leave_former_layout: once there was one tree for all versions. It may have somebody's work.
+# leave_former_layout: earlier versions kept one tree for all kernels. Does not delete it: it may
+# hold uncommitted work.
 leave_former_layout() {
 	[ -d "$CACHE/tree" ] || return 0
 	# A branch of this name would be in the way of packet-traits/VERSION

@@ -194,8 +194,9 @@ merge_guests() {
 	mv "$directory/tests.tsv.new" "$directory/tests.tsv"
 }
 
-# merge_conditions SUITE GUESTS: what each guest told under the profile faults. Each says what it
-# left behind. A share of the tests may need no memory, so one guest with failures is enough.
+# merge_conditions SUITE GUESTS: merges the guests' conditions.tsv under the profile faults. Each
+# guest has a line left-behind of its own. One guest with failed allocations is enough, because a
+# share of the tests may need no memory.
 merge_conditions() {
 	local directory=$RESULTS/$1 number
 	for ((number = 1; number <= $2; number++)); do
@@ -338,7 +339,6 @@ help_test() {
 	                   own each time (kunit); a million packets with traits, not 20,000, and
 	                   60,000 changes of keys under way, not 600 (guest); a million datagrams, not
 	                   9,600 (traffic)
-
 	  --guests N       divide the guest suites among N guests that run at the same time, 1 to 64;
 	                   by default as many as processors and free memory suffice for, at most 8
 
