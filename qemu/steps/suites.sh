@@ -233,16 +233,28 @@ suite_guest() {
 	merge_guests "$name" "$guests"
 }
 
-# suite_traffic: its lines of tests.tsv are written in the guest
-suite_traffic() {
-	local name=traffic$SUFFIX directory=$RESULTS/traffic$SUFFIX status=0
-	step "$name: tagged datagrams while allocations fail (log: $directory/output.log)"
-	boot_guest "$directory" "$GUEST_LIMIT" qemu/guest/traffic "$GUEST_PROGRAMS/datagrams" "$directory" >/dev/null || status=$?
+# suite_in_guest SUITE LAST COMMAND...: a suite whose lines of tests.tsv COMMAND writes in the guest.
+# LAST is the check that it ends with.
+suite_in_guest() {
+	local name=$1 last=$2 directory=$RESULTS/$1 status=0
+	shift 2
+	boot_guest "$directory" "$GUEST_LIMIT" "$@" >/dev/null || status=$?
 	end_of_guest "$name" $status
-	# What it does last
-	[ $status -ne 0 ] || grep -q 'traffic/left-behind' "$directory/tests.tsv" || status=1
+	[ $status -ne 0 ] || grep -q "$last" "$directory/tests.tsv" || status=1
 	[ $status -eq 0 ] || [ "$(count failed "$directory/tests.tsv")" -gt 0 ] ||
 		fail_suite "$name" "it did not come to its end: status $status, last step '$(cat "$directory/step" 2>/dev/null)' ($directory/output.log)"
+}
+
+suite_traffic() {
+	local name=traffic$SUFFIX
+	step "$name: tagged datagrams while allocations fail (log: $RESULTS/$name/output.log)"
+	suite_in_guest "$name" 'traffic/left-behind' qemu/guest/traffic "$GUEST_PROGRAMS/datagrams" "$RESULTS/$name"
+}
+
+suite_modules() {
+	local name=modules$SUFFIX
+	step "$name: the demo and each module of the $FLAVOUR kernel (log: $RESULTS/$name/output.log)"
+	suite_in_guest "$name" 'modules/traits-symbols' qemu/guest/modules "$RESULTS/$name"
 }
 
 suite_kunit() {
