@@ -94,7 +94,7 @@ enum Card: String, CaseIterable, CustomTestStringConvertible, Sendable {
 }
 
 extension VethPair.End {
-  /// Waits until the card receives: igb starts anew with the first program, and when the last one
+  /// Waits until the card receives: igb restarts with the first program, and when the last one
   /// is gone, which takes it two seconds.
   fileprivate func awaitCarrier() throws {
     for _ in 0..<200 {

@@ -85,7 +85,7 @@ living_holders() {
 	done < <(cat "$1.holder" 2>/dev/null)
 }
 
-# holder LOCK: who has it, for messages
+# holder LOCK: prints the runs that hold it, for messages
 holder() {
 	local living
 	living=$(living_holders "$1" | paste -sd ';')

@@ -33,7 +33,7 @@ missing_packages() {
 	done
 }
 
-# install_packages: what is missing. For others than root check_machine has ended the run.
+# install_packages: installs the missing packages. Without root, check_machine has ended the run.
 install_packages() {
 	local missing log=$CACHE/log/packages.log
 	mapfile -t missing < <(missing_packages)
