@@ -59,8 +59,8 @@ struct SocketWaitTests {
     }
     #expect(result == .failure(.wouldBlock))
     #expect(ContinuousClock.now - start >= .milliseconds(290))
-    // Fewer on a busy machine.
-    #expect(calls <= 20)
+    // Only one on a busy machine.
+    #expect((1...20).contains(calls))
   }
 
   @Test("end where nothing can come any more")

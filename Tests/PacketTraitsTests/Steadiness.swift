@@ -70,7 +70,7 @@ func expectTimeout(
       try body(time)
       let duration = ContinuousClock.now - start
       #expect(duration >= time - .milliseconds(10), sourceLocation: sourceLocation)
-      // Signals come for 10 seconds. A wait that each begins anew would be longer.
+      // Signals come for 10 seconds. A wait that restarts at each signal would take longer.
       #expect(duration < time + .seconds(5), sourceLocation: sourceLocation)
       return signals.count - before
     }

@@ -62,7 +62,7 @@ check_qemu() {
 				"PATH is $PATH" "  apt-get install --reinstall qemu-system-x86"
 		return 0
 	}
-	version=$("$program" --version 2>/dev/null | sed -nE 's/^QEMU emulator version ([0-9.]+).*/\1/p') || version=''
+	version=$(qemu_version) || version=''
 	is_at_least "$version" $QEMU_NEEDED ||
 		fail "QEMU is too old: $QEMU_NEEDED or newer is needed, $program is ${version:-of no known version}" \
 			"Debian $DEBIAN_NEEDED has it: apt-get install qemu-system-x86. One that was installed otherwise must not be first on PATH."

@@ -10,16 +10,13 @@ MUTANT_GUEST_LIMIT=5400
 # run_mutant NUMBER: KUnit's cases with that site left out; the report is in
 # DIRECTORY/NUMBER.json
 run_mutant() {
-	local directory=$RESULTS/mutations status=0
+	local directory=$RESULTS/mutations
 	rm -f "$directory/$1.json"
 	(cd "$TREES/mutated" && without_locks setsid timeout --kill-after=5 $MUTANT_LIMIT \
 		tools/testing/kunit/kunit.py exec --arch um --build_dir "$BUILDS/mutated" --timeout $((MUTANT_LIMIT / 2)) \
 		--kernel_args "traits_mutant=$1" --json="$directory/$1.json" 'traits*') \
 		>"$directory/$1.log" 2>&1 </dev/null &
-	CHILD_GROUP=$!
-	wait $CHILD_GROUP || status=$?
-	CHILD_GROUP=
-	return $status
+	await_group
 }
 
 # cases_of NUMBER: "outcome TAB case" of what that kernel reported, in the order of the run
@@ -51,14 +48,11 @@ build_mutated() {
 	(cd "$TREES/mutated" && exec setsid tools/testing/kunit/kunit.py build --arch um --build_dir "$build" \
 		--jobs "$(nproc)" --kunitconfig "$CONFIG_DIRECTORY/kunit.config" --kconfig_add CONFIG_NET_TRAITS_DEBUG=y) \
 		>"$log" 2>&1 </dev/null &
-	CHILD_GROUP=$!
-	if ! wait $CHILD_GROUP; then
-		CHILD_GROUP=
+	if ! await_group; then
 		explain_full_disk "$log"
 		grep -E 'error:|\*\*\*' "$log" | head -n 10 | quoted || true
 		fail "the kernel with switches does not build" "Log: $log"
 	fi
-	CHILD_GROUP=
 }
 
 # mutate_kunit: fills table.tsv for the sites that KUnit's cases reach

@@ -87,6 +87,16 @@ end_group() {
 	kill -KILL -- "-$1" 2>/dev/null || true
 }
 
+# await_group: waits for what was begun last in the background, a process group of its own, and
+# returns its status. If the run ends meanwhile, the group is ended as well.
+await_group() {
+	local status=0
+	CHILD_GROUP=$!
+	wait "$CHILD_GROUP" || status=$?
+	CHILD_GROUP=
+	return $status
+}
+
 # end_children: everything that runs in the background. The subshells among it end their own.
 end_children() {
 	[ ${#CHILDREN[@]} -eq 0 ] || kill -TERM "${CHILDREN[@]}" 2>/dev/null || true

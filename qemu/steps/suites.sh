@@ -95,9 +95,7 @@ suite_host() {
 		timeout --kill-after=5 $HOST_LIMIT "$TEST_BUNDLE" --testing-library swift-testing \
 		--skip '^GuestTests\.' --event-stream-output-path "$directory/events.json") \
 		>"$directory/output.log" 2>&1 </dev/null &
-	CHILD_GROUP=$!
-	wait $CHILD_GROUP || status=$?
-	CHILD_GROUP=
+	await_group || status=$?
 	[ $status -ne 124 ] || fail_suite host "did not end within $HOST_LIMIT s; begun: $(running_tests "$directory/events.json" | paste -sd ' ')"
 	read_events host $status
 }
@@ -278,9 +276,7 @@ suite_kunit() {
 		tools/testing/kunit/kunit.py run --arch um --build_dir "$build" --jobs "$(nproc)" \
 		"${configs[@]}" --json="$directory/kunit.json" 'traits*') \
 		>"$directory/output.log" 2>&1 </dev/null &
-	CHILD_GROUP=$!
-	wait $CHILD_GROUP || status=$?
-	CHILD_GROUP=
+	await_group || status=$?
 	if [ ! -s "$directory/kunit.json" ]; then
 		explain_full_disk "$directory/output.log"
 		tail -n 15 "$directory/output.log" | quoted
@@ -316,9 +312,7 @@ suite_harness() {
 	step "harness: qemu/tests"
 	(without_locks setsid timeout --kill-after=5 $HARNESS_LIMIT "$ROOT/qemu/tests/run" "$RESULTS/harness") \
 		>"$RESULTS/harness/output.log" 2>&1 </dev/null &
-	CHILD_GROUP=$!
-	wait $CHILD_GROUP || status=$?
-	CHILD_GROUP=
+	await_group || status=$?
 	[ -s "$RESULTS/harness/tests.tsv" ] || fail_suite harness "no test ran, qemu/tests/run ended with status $status"
 	[ $status -eq 0 ] || [ "$(count failed "$RESULTS/harness/tests.tsv")" -gt 0 ] ||
 		fail_suite harness "qemu/tests/run ended with status $status ($RESULTS/harness/output.log)"
