@@ -282,6 +282,6 @@ extension UDPSocket {
   public func datagrams(
     queueCapacity: Int = 16, payloadCapacity: Int = 65_535
   ) throws(Errno) -> DatagramSequence {
-    try fileDescriptor.datagrams(queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
+    try unsafeFileDescriptor.datagrams(queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
   }
 }

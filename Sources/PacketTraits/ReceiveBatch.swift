@@ -224,7 +224,7 @@ extension UDPSocket {
     into batch: inout ReceiveBatch, flags: MessageFlags = []
   ) throws(TraitError) -> Int {
     do throws(Errno) {
-      return try fileDescriptor.receiveMessages(into: &batch, flags: flags)
+      return try unsafeFileDescriptor.receiveMessages(into: &batch, flags: flags)
     } catch {
       throw TraitError(receiving: error)
     }

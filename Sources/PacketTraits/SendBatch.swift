@@ -237,8 +237,8 @@ extension UDPSocket {
   public func send(
     _ batch: SendBatch, flags: MessageFlags = []
   ) throws(TraitError) -> [Result<Int, TraitError>] {
-    if batch.hasTraits { try fileDescriptor.requireSentTraits() }
-    return fileDescriptor.sendMessages(batch, flags: flags).enumerated().map { index, result in
+    if batch.hasTraits { try unsafeFileDescriptor.requireSentTraits() }
+    return unsafeFileDescriptor.sendMessages(batch, flags: flags).enumerated().map { index, result in
       result.mapError { TraitError(sending: batch.traits(at: index), $0) }
     }
   }

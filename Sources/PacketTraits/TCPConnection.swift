@@ -72,9 +72,22 @@ public struct TCPConnection: ~Copyable, Sendable {
   private let receiving = ReadinessSlot(for: .receiving)
   private let sending = ReadinessSlot(for: .sending)
 
-  /// The socket's descriptor, borrowed: it must not be closed, and not be used when the
-  /// connection is gone.
-  public var fileDescriptor: FileDescriptor { owner.borrowed }
+  /// The socket's descriptor, which the connection owns. It must not be closed, and its number
+  /// may be another file's as soon as the connection is gone: of a temporary value, as in
+  /// `try TCPConnection.connect(to: server).unsafeFileDescriptor`, that is at once. Prefer
+  /// ``withFileDescriptor(_:)``.
+  public var unsafeFileDescriptor: FileDescriptor { owner.borrowed }
+
+  /// Calls `body` with the socket's descriptor. The connection stays open until it returns.
+  ///
+  /// - Parameter body: Uses the descriptor. It must neither close it nor keep it.
+  /// - Returns: What `body` returns.
+  /// - Throws: What `body` throws.
+  public func withFileDescriptor<Result: ~Copyable, Failure: Error>(
+    _ body: (FileDescriptor) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    try body(owner.borrowed)
+  }
 
   /// Who is at the other end, as it was when the connection was made.
   public let peerAddress: InternetAddress
@@ -254,7 +267,7 @@ public struct TCPConnection: ~Copyable, Sendable {
   ///
   /// - Throws: What getsockname(2) names.
   public func localAddress() throws(Errno) -> InternetAddress {
-    try fileDescriptor.localSocketAddress()
+    try unsafeFileDescriptor.localSocketAddress()
   }
 
   /// The traits that were kept of the SYN of an accepted connection, by
@@ -313,7 +326,7 @@ public struct TCPConnection: ~Copyable, Sendable {
   /// - Parameter timeout: As of ``UDPSocket/setReceiveTimeout(_:)``.
   /// - Throws: `EINVAL` if the time-out is negative.
   public func setReceiveTimeout(_ timeout: Duration?) throws(Errno) {
-    try fileDescriptor.setTimeout(SO_RCVTIMEO, timeout)
+    try unsafeFileDescriptor.setTimeout(SO_RCVTIMEO, timeout)
   }
 
   /// Limits how long the thread waits for room, as ``setReceiveTimeout(_:)`` does for bytes.
@@ -323,7 +336,7 @@ public struct TCPConnection: ~Copyable, Sendable {
   /// - Parameter timeout: As of ``UDPSocket/setReceiveTimeout(_:)``.
   /// - Throws: `EINVAL` if the time-out is negative.
   public func setSendTimeout(_ timeout: Duration?) throws(Errno) {
-    try fileDescriptor.setTimeout(SO_SNDTIMEO, timeout)
+    try unsafeFileDescriptor.setTimeout(SO_SNDTIMEO, timeout)
   }
 
   /// Sets the room for bytes that wait to be received, and ends that the kernel finds the
@@ -335,7 +348,7 @@ public struct TCPConnection: ~Copyable, Sendable {
   /// - Parameter size: In bytes, before the kernel doubles it.
   /// - Throws: What setsockopt(2) names.
   public func setReceiveBufferSize(_ size: Int32) throws(Errno) {
-    try fileDescriptor.setOption(SOL_SOCKET, SO_RCVBUF, size)
+    try unsafeFileDescriptor.setOption(SOL_SOCKET, SO_RCVBUF, size)
   }
 
   /// Sets the room for bytes that wait to be sent, or to be acknowledged, and ends that the
@@ -347,7 +360,7 @@ public struct TCPConnection: ~Copyable, Sendable {
   /// - Parameter size: In bytes, before the kernel doubles it.
   /// - Throws: What setsockopt(2) names.
   public func setSendBufferSize(_ size: Int32) throws(Errno) {
-    try fileDescriptor.setOption(SOL_SOCKET, SO_SNDBUF, size)
+    try unsafeFileDescriptor.setOption(SOL_SOCKET, SO_SNDBUF, size)
   }
 
   /// Sets whether what is sent goes at once, and does not wait for more to fill a segment.
@@ -356,7 +369,7 @@ public struct TCPConnection: ~Copyable, Sendable {
   ///
   /// - Throws: What setsockopt(2) names.
   public func setNoDelay(_ isOn: Bool) throws(Errno) {
-    try fileDescriptor.setOption(Int32(IPPROTO_TCP), TCP_NODELAY, Int32(isOn ? 1 : 0))
+    try unsafeFileDescriptor.setOption(Int32(IPPROTO_TCP), TCP_NODELAY, Int32(isOn ? 1 : 0))
   }
 
   /// What of a connection is shut down.
@@ -388,7 +401,7 @@ public struct TCPConnection: ~Copyable, Sendable {
   ///
   /// - Throws: `ENOTCONN` if the connection is gone, what else shutdown(2) names.
   public func shutdown(_ direction: Direction) throws(Errno) {
-    guard Glibc.shutdown(fileDescriptor.rawValue, direction.rawValue) == 0 else {
+    guard Glibc.shutdown(unsafeFileDescriptor.rawValue, direction.rawValue) == 0 else {
       throw Errno.current
     }
   }
@@ -475,7 +488,7 @@ public struct TCPConnection: ~Copyable, Sendable {
     var control = ReceivedControl()
     do throws(Errno) {
       message = try control.receive(
-        from: fileDescriptor, into: &bytes, flags: flags.subtracting([.truncated, .errorQueue]))
+        from: unsafeFileDescriptor, into: &bytes, flags: flags.subtracting([.truncated, .errorQueue]))
     } catch {
       throw TraitError(reading: error)
     }
@@ -501,7 +514,7 @@ public struct TCPConnection: ~Copyable, Sendable {
     _ generation: inout UInt64?, _ actor: isolated (any Actor)?
   ) async throws(TraitError) {
     do throws(Errno) {
-      try await receiving.wait(for: fileDescriptor, since: &generation, isolation: actor)
+      try await receiving.wait(for: unsafeFileDescriptor, since: &generation, isolation: actor)
     } catch {
       throw TraitError(.systemCall, "bytes cannot be waited for", underlyingError: error)
     }
@@ -534,9 +547,9 @@ public struct TCPConnection: ~Copyable, Sendable {
   public func send(
     _ bytes: RawSpan, traits: Traits = Traits(), flags: MessageFlags = []
   ) throws(TraitError) -> Int {
-    if !traits.isEmpty { try fileDescriptor.requireSentTraits() }
+    if !traits.isEmpty { try unsafeFileDescriptor.requireSentTraits() }
     do throws(Errno) {
-      return try fileDescriptor.sendMessage(bytes, traits: traits, flags: flags)
+      return try unsafeFileDescriptor.sendMessage(bytes, traits: traits, flags: flags)
     } catch {
       throw TraitError(writing: traits, error)
     }
@@ -570,9 +583,9 @@ public struct TCPConnection: ~Copyable, Sendable {
   public func sendAll(
     _ bytes: RawSpan, traits: Traits = Traits(), flags: MessageFlags = [], sent: inout Int
   ) throws(TraitError) {
-    if !traits.isEmpty { try fileDescriptor.requireSentTraits() }
+    if !traits.isEmpty { try unsafeFileDescriptor.requireSentTraits() }
     do throws(Errno) {
-      try fileDescriptor.sendAll(bytes, traits: traits, flags: flags, sent: &sent)
+      try unsafeFileDescriptor.sendAll(bytes, traits: traits, flags: flags, sent: &sent)
     } catch {
       throw TraitError(writing: traits, error)
     }
@@ -594,12 +607,12 @@ public struct TCPConnection: ~Copyable, Sendable {
     _ bytes: RawSpan, traits: Traits = Traits(), flags: MessageFlags = [],
     isolation actor: isolated (any Actor)? = #isolation
   ) async throws(TraitError) -> Int {
-    if !traits.isEmpty { try fileDescriptor.requireSentTraits() }
+    if !traits.isEmpty { try unsafeFileDescriptor.requireSentTraits() }
     var generation: UInt64?
     while true {
       guard !Task.isCancelled else { throw TraitError(cancelled: "bytes were to be sent") }
       do throws(Errno) {
-        return try fileDescriptor.sendMessage(
+        return try unsafeFileDescriptor.sendMessage(
           bytes, traits: traits, flags: flags.union(.doNotWait))
       } catch {
         guard error == .wouldBlock, !flags.contains(.doNotWait) else {
@@ -607,7 +620,7 @@ public struct TCPConnection: ~Copyable, Sendable {
         }
       }
       do throws(Errno) {
-        try await sending.wait(for: fileDescriptor, since: &generation, isolation: actor)
+        try await sending.wait(for: unsafeFileDescriptor, since: &generation, isolation: actor)
       } catch {
         throw TraitError(
           .systemCall, "room for bytes cannot be waited for", underlyingError: error)

@@ -30,9 +30,22 @@ public struct TCPListener: ~Copyable, Sendable {
   private let owner: OwnedDescriptor
   private let slot = ReadinessSlot(for: .receiving)
 
-  /// The socket's descriptor, borrowed: it must not be closed, and not be used when the
-  /// listener is gone.
-  public var fileDescriptor: FileDescriptor { owner.borrowed }
+  /// The socket's descriptor, which the listener owns. It must not be closed, and its number
+  /// may be another file's as soon as the listener is gone: of a temporary value, as in
+  /// `try TCPListener(.ipv6).unsafeFileDescriptor`, that is at once. Prefer
+  /// ``withFileDescriptor(_:)``.
+  public var unsafeFileDescriptor: FileDescriptor { owner.borrowed }
+
+  /// Calls `body` with the socket's descriptor. The listener stays open until it returns.
+  ///
+  /// - Parameter body: Uses the descriptor. It must neither close it nor keep it.
+  /// - Returns: What `body` returns.
+  /// - Throws: What `body` throws.
+  public func withFileDescriptor<Result: ~Copyable, Failure: Error>(
+    _ body: (FileDescriptor) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    try body(owner.borrowed)
+  }
 
   private var options: TraitOptions { TraitOptions(descriptor: owner.borrowed) }
 
@@ -92,9 +105,9 @@ public struct TCPListener: ~Copyable, Sendable {
   public func listen(
     at address: InternetAddress, backlog: Int32 = 4096, reusingAddress: Bool = true
   ) throws(Errno) {
-    try fileDescriptor.setOption(SOL_SOCKET, SO_REUSEADDR, Int32(reusingAddress ? 1 : 0))
-    try fileDescriptor.bindSocket(to: address)
-    guard Glibc.listen(fileDescriptor.rawValue, backlog) == 0 else { throw Errno.current }
+    try unsafeFileDescriptor.setOption(SOL_SOCKET, SO_REUSEADDR, Int32(reusingAddress ? 1 : 0))
+    try unsafeFileDescriptor.bindSocket(to: address)
+    guard Glibc.listen(unsafeFileDescriptor.rawValue, backlog) == 0 else { throw Errno.current }
   }
 
   /// The address that the socket is bound to, with the port that the kernel picked if it was
@@ -104,7 +117,7 @@ public struct TCPListener: ~Copyable, Sendable {
   ///
   /// - Throws: What getsockname(2) names.
   public func localAddress() throws(Errno) -> InternetAddress {
-    try fileDescriptor.localSocketAddress()
+    try unsafeFileDescriptor.localSocketAddress()
   }
 
   /// Sets whether an IPv6 socket refuses IPv4. To be called before
@@ -114,7 +127,7 @@ public struct TCPListener: ~Copyable, Sendable {
   ///
   /// - Throws: `EINVAL` if the socket is bound, `ENOPROTOOPT` if it is not of IPv6.
   public func setIPv6Only(_ only: Bool) throws(Errno) {
-    try fileDescriptor.setOption(Int32(IPPROTO_IPV6), IPV6_V6ONLY, Int32(only ? 1 : 0))
+    try unsafeFileDescriptor.setOption(Int32(IPPROTO_IPV6), IPV6_V6ONLY, Int32(only ? 1 : 0))
   }
 
   // MARK: Traits
@@ -194,7 +207,7 @@ public struct TCPListener: ~Copyable, Sendable {
     let end = timeout.map { SuspendingClock.now + $0 }
     while true {
       if let connection = try acceptNow() { return connection }
-      guard SocketWait.poll(fileDescriptor, for: POLLIN, until: end) != nil else {
+      guard SocketWait.poll(unsafeFileDescriptor, for: POLLIN, until: end) != nil else {
         throw TraitError(accepting: .wouldBlock)
       }
     }
@@ -214,7 +227,7 @@ public struct TCPListener: ~Copyable, Sendable {
     while !Task.isCancelled {
       if let connection = try acceptNow() { return connection }
       do throws(Errno) {
-        try await slot.wait(for: fileDescriptor, since: &generation, isolation: actor)
+        try await slot.wait(for: unsafeFileDescriptor, since: &generation, isolation: actor)
       } catch {
         throw TraitError(
           .systemCall, "a connection cannot be waited for", underlyingError: error)
@@ -226,7 +239,7 @@ public struct TCPListener: ~Copyable, Sendable {
   /// nil if there is none now.
   private func acceptNow() throws(TraitError) -> TCPConnection? {
     do throws(Errno) {
-      let accepted = try fileDescriptor.acceptSocket()
+      let accepted = try unsafeFileDescriptor.acceptSocket()
       return try TCPConnection(OwnedDescriptor(accepted.descriptor), accepted.peer)
     } catch {
       guard error == .wouldBlock else { throw TraitError(accepting: error) }

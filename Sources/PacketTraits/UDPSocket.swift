@@ -25,9 +25,22 @@ public import SystemPackage
 /// What any UDP socket can do throws `Errno`, what has to do with traits throws
 /// ``TraitError``.
 public struct UDPSocket: ~Copyable, Sendable {
-  /// The socket's descriptor, borrowed: it must not be closed, and not be used
-  /// when the socket is gone.
-  public let fileDescriptor: FileDescriptor
+  /// The socket's descriptor, which the `UDPSocket` owns. It must not be closed, and its number
+  /// may be another file's as soon as the socket is gone: of a temporary value, as in
+  /// `try UDPSocket(.ipv4).unsafeFileDescriptor`, that is at once. Prefer
+  /// ``withFileDescriptor(_:)``.
+  public let unsafeFileDescriptor: FileDescriptor
+
+  /// Calls `body` with the socket's descriptor. The socket stays open until it returns.
+  ///
+  /// - Parameter body: Uses the descriptor. It must neither close it nor keep it.
+  /// - Returns: What `body` returns.
+  /// - Throws: What `body` throws.
+  public func withFileDescriptor<Result: ~Copyable, Failure: Error>(
+    _ body: (FileDescriptor) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    try body(unsafeFileDescriptor)
+  }
 
   /// Opens a socket. One of IPv6 takes IPv4 as well, whatever the parameter
   /// `net.ipv6.bindv6only` of the network namespace says, unless
@@ -38,7 +51,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: `EAFNOSUPPORT` if the kernel lacks this version of IP, `EMFILE`,
   ///   what else socket(2) names.
   public init(_ family: InternetAddress.Family) throws(Errno) {
-    fileDescriptor = try Transport.udp.open(family)
+    unsafeFileDescriptor = try Transport.udp.open(family)
   }
 
   /// Takes over the descriptor of a UDP socket, whose options stay as they are.
@@ -48,12 +61,12 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   is still the caller's to close.
   public init(owning descriptor: FileDescriptor) throws(TraitError) {
     try Transport.udp.require(descriptor)
-    fileDescriptor = descriptor
+    unsafeFileDescriptor = descriptor
   }
 
   deinit {
     // Nobody is there to be told of an error; close() has who wants to know.
-    try? fileDescriptor.close()
+    try? unsafeFileDescriptor.close()
   }
 
   /// Closes the socket, which is gone also if that fails.
@@ -67,7 +80,7 @@ public struct UDPSocket: ~Copyable, Sendable {
 
   /// Gives up the socket without closing it: the caller owns the descriptor.
   public consuming func release() -> FileDescriptor {
-    let descriptor = fileDescriptor
+    let descriptor = unsafeFileDescriptor
     discard self
     return descriptor
   }
@@ -81,7 +94,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EINVAL` if the socket is
   ///   bound, what else bind(2) names.
   public func bind(to address: InternetAddress) throws(Errno) {
-    try fileDescriptor.bindSocket(to: address)
+    try unsafeFileDescriptor.bindSocket(to: address)
   }
 
   /// The address that the socket is bound to, with the port that the kernel
@@ -91,7 +104,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///
   /// - Throws: What getsockname(2) names.
   public func localAddress() throws(Errno) -> InternetAddress {
-    try fileDescriptor.localSocketAddress()
+    try unsafeFileDescriptor.localSocketAddress()
   }
 
   /// Sets where datagrams go without an address of their own, and that none are
@@ -102,7 +115,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: `ENETUNREACH`, `EACCES` for a broadcast address, what else
   ///   connect(2) and udp(7) name.
   public func connect(to address: InternetAddress) throws(Errno) {
-    try fileDescriptor.connectSocket(to: address)
+    try unsafeFileDescriptor.connectSocket(to: address)
   }
 
   // MARK: Options
@@ -119,7 +132,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   ``TraitError/Code/unsupportedKernel`` if there are no packet traits.
   ///   Then nothing has changed.
   public func setReceivedTraits(_ mask: TraitMask) throws(TraitError) {
-    try TraitOptions(descriptor: fileDescriptor).setReceived(mask)
+    try TraitOptions(descriptor: unsafeFileDescriptor).setReceived(mask)
   }
 
   /// The keys that ``setReceivedTraits(_:)`` asked for, less those that have
@@ -130,7 +143,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: ``TraitError/Code/unsupportedKernel`` if there are no packet
   ///   traits.
   public func receivedTraits() throws(TraitError) -> TraitMask {
-    try TraitOptions(descriptor: fileDescriptor).received()
+    try TraitOptions(descriptor: unsafeFileDescriptor).received()
   }
 
   /// Gives these traits to every datagram that this socket sends from now on,
@@ -150,7 +163,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   ``TraitError/Code/unsupportedKernel`` if there are no packet traits.
   ///   Then nothing has changed.
   public func setSentTraits(_ traits: Traits) throws(TraitError) {
-    try TraitOptions(descriptor: fileDescriptor).setSent(traits)
+    try TraitOptions(descriptor: unsafeFileDescriptor).setSent(traits)
   }
 
   /// The traits that ``setSentTraits(_:)`` set, less those whose keys have been
@@ -162,7 +175,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   traits; ``TraitError/Code/malformedRecords`` if the kernel gave something
   ///   else than records of traits.
   public func sentTraits() throws(TraitError) -> Traits {
-    try TraitOptions(descriptor: fileDescriptor).sent()
+    try TraitOptions(descriptor: unsafeFileDescriptor).sent()
   }
 
   /// Limits how long ``receive(into:flags:)`` waits for a datagram. Signals do
@@ -174,7 +187,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   a tick of its clock (1 to 10 ms); nil for as long as it takes.
   /// - Throws: `EINVAL` if the time-out is negative.
   public func setReceiveTimeout(_ timeout: Duration?) throws(Errno) {
-    try fileDescriptor.setTimeout(SO_RCVTIMEO, timeout)
+    try unsafeFileDescriptor.setTimeout(SO_RCVTIMEO, timeout)
   }
 
   /// Sets the room for datagrams that wait to be received.
@@ -186,7 +199,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Parameter size: In bytes, before it is doubled.
   /// - Throws: What setsockopt(2) names.
   public func setReceiveBufferSize(_ size: Int32) throws(Errno) {
-    try fileDescriptor.setOption(SOL_SOCKET, SO_RCVBUF, size)
+    try unsafeFileDescriptor.setOption(SOL_SOCKET, SO_RCVBUF, size)
   }
 
   /// Limits how long sending waits for room. Signals do not make it longer.
@@ -196,7 +209,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Parameter timeout: As of ``setReceiveTimeout(_:)``.
   /// - Throws: `EINVAL` if the time-out is negative.
   public func setSendTimeout(_ timeout: Duration?) throws(Errno) {
-    try fileDescriptor.setTimeout(SO_SNDTIMEO, timeout)
+    try unsafeFileDescriptor.setTimeout(SO_SNDTIMEO, timeout)
   }
 
   /// Sets the room for datagrams that wait to be sent.
@@ -208,7 +221,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Parameter size: In bytes, before it is doubled.
   /// - Throws: What setsockopt(2) names.
   public func setSendBufferSize(_ size: Int32) throws(Errno) {
-    try fileDescriptor.setOption(SOL_SOCKET, SO_SNDBUF, size)
+    try unsafeFileDescriptor.setOption(SOL_SOCKET, SO_SNDBUF, size)
   }
 
   /// Sets whether an IPv6 socket refuses IPv4. To be called before
@@ -219,7 +232,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: `EINVAL` if the socket is bound, `ENOPROTOOPT` if it is not of
   ///   IPv6.
   public func setIPv6Only(_ only: Bool) throws(Errno) {
-    try fileDescriptor.setOption(Int32(IPPROTO_IPV6), IPV6_V6ONLY, Int32(only ? 1 : 0))
+    try unsafeFileDescriptor.setOption(Int32(IPPROTO_IPV6), IPV6_V6ONLY, Int32(only ? 1 : 0))
   }
 
   // MARK: Datagrams
@@ -242,7 +255,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   public func send(
     _ payload: RawSpan, to destination: InternetAddress? = nil, flags: MessageFlags = []
   ) throws(Errno) -> Int {
-    try fileDescriptor.sendMessage(payload, to: destination, flags: flags)
+    try unsafeFileDescriptor.sendMessage(payload, to: destination, flags: flags)
   }
 
   /// Sends one datagram with these traits, over those of ``setSentTraits(_:)``:
@@ -274,9 +287,9 @@ public struct UDPSocket: ~Copyable, Sendable {
     _ payload: RawSpan, to destination: InternetAddress? = nil, traits: Traits,
     flags: MessageFlags = []
   ) throws(TraitError) -> Int {
-    if !traits.isEmpty { try fileDescriptor.requireSentTraits() }
+    if !traits.isEmpty { try unsafeFileDescriptor.requireSentTraits() }
     do throws(Errno) {
-      return try fileDescriptor.sendMessage(payload, to: destination, traits: traits, flags: flags)
+      return try unsafeFileDescriptor.sendMessage(payload, to: destination, traits: traits, flags: flags)
     } catch {
       throw TraitError(sending: traits, error)
     }
@@ -301,9 +314,9 @@ public struct UDPSocket: ~Copyable, Sendable {
     _ payload: RawSpan, to destination: InternetAddress? = nil, control: ControlData,
     flags: MessageFlags = []
   ) throws(TraitError) -> Int {
-    if control.hasTraits { try fileDescriptor.requireSentTraits() }
+    if control.hasTraits { try unsafeFileDescriptor.requireSentTraits() }
     do throws(Errno) {
-      return try fileDescriptor.sendMessage(payload, to: destination, control: control, flags: flags)
+      return try unsafeFileDescriptor.sendMessage(payload, to: destination, control: control, flags: flags)
     } catch {
       throw TraitError(sending: control.traits, error)
     }
@@ -335,7 +348,7 @@ public struct UDPSocket: ~Copyable, Sendable {
     var control = ReceivedControl()
     do throws(Errno) {
       message = try control.receive(
-        from: fileDescriptor, into: &payload, flags: flags.union(.truncated))
+        from: unsafeFileDescriptor, into: &payload, flags: flags.union(.truncated))
     } catch {
       throw TraitError(receiving: error)
     }

@@ -469,7 +469,7 @@ extension Guest {
         let listener = try TCPListener(.ipv4)
         // Less than is sent has room at both ends; a 32-bit program has 80 KiB at once.
         var room: Int32 = 5_000
-        setsockopt(listener.fileDescriptor.rawValue, SOL_SOCKET, SO_RCVBUF, &room, 4)
+        setsockopt(listener.unsafeFileDescriptor.rawValue, SOL_SOCKET, SO_RCVBUF, &room, 4)
         try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)))
         try listener.setReceivedTraits(TraitMask(ids))
         let client = try TCPConnection.connect(to: try listener.localAddress())
@@ -481,7 +481,7 @@ extension Guest {
         let ring = try Ring(owner)
 
         let reading = Mutex((received: [UInt8](), without: 0))
-        let socket = server.fileDescriptor
+        let socket = server.unsafeFileDescriptor
         @Sendable func read() throws {
           guard let arrival = try? Guest.arrival(socket, payloadRoom: 65536) else { return }
           let found = try arrival.traits
@@ -492,7 +492,7 @@ extension Guest {
         }
         _ = try repeating(read) { _ in
           try transfer(payload, ring.control(traits), Int32(MSG_WAITALL)) {
-            lab_ring_sendmsg(ring.pointer, client.fileDescriptor.rawValue, request.request, $0)
+            lab_ring_sendmsg(ring.pointer, client.unsafeFileDescriptor.rawValue, request.request, $0)
           }
         }
         let end = ContinuousClock.now + .seconds(30)

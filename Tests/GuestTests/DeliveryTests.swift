@@ -242,7 +242,7 @@ extension Guest {
           }
         for (level, name) in options {
           var on: Int32 = 1
-          try #require(setsockopt(inbox.fileDescriptor.rawValue, level, name, &on, 4) == 0)
+          try #require(setsockopt(inbox.unsafeFileDescriptor.rawValue, level, name, &on, 4) == 0)
         }
 
         // What arrives of these without traits is the measure.

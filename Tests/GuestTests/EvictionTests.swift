@@ -851,7 +851,7 @@ extension Guest {
               try outbox.send(TagProgram.payload(UInt32(sequence)), to: destination)
               Guest.empty(tap)
             }
-            _ = inbox.fileDescriptor
+            _ = inbox.unsafeFileDescriptor
           }
           // A refusal may come back.
           for sequence in 0..<min(count, 100) {

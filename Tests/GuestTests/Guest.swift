@@ -154,7 +154,7 @@ extension UDPSocket {
       var payload = payloadElements.mutableBytes
       var controlElements = controlBytes.mutableSpan
       var control = controlElements.mutableBytes
-      message = try fileDescriptor.receiveMessage(into: &payload, control: &control, flags: flags)
+      message = try unsafeFileDescriptor.receiveMessage(into: &payload, control: &control, flags: flags)
     }
     return Arrival(
       payload: Array(payloadBytes[..<message.length]), message: message,
@@ -260,7 +260,7 @@ func distinct(_ ids: some Sequence<TraitID>) -> [(TraitID, [UInt8])] {
 func setOption(
   _ socket: borrowing UDPSocket, _ level: Int32, _ name: Int32, _ value: [UInt8]
 ) throws {
-  guard setsockopt(socket.fileDescriptor.rawValue, level, name, value, socklen_t(value.count)) == 0
+  guard setsockopt(socket.unsafeFileDescriptor.rawValue, level, name, value, socklen_t(value.count)) == 0
   else { throw LabError("option \(name) of level \(level): \(Errno(rawValue: errno))") }
 }
 

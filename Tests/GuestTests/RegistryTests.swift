@@ -508,7 +508,7 @@ extension Guest {
         let inbox = try cable.inbox(route, ids)
         let outbox = try cable.outbox(route)
         let destination = try cable.destination(route)
-        let (near, far) = (outbox.fileDescriptor, inbox.fileDescriptor)
+        let (near, far) = (outbox.unsafeFileDescriptor, inbox.unsafeFileDescriptor)
         let constant = [UInt8](repeating: 0x5a, count: 16)
         Self.epoch.store(0, ordering: .releasing)
         Self.arrived.store(0, ordering: .releasing)

@@ -192,7 +192,7 @@ extension Guest {
           }
         }
         // A duplicate is the same socket.
-        let duplicate = try UDPSocket(owning: try loop.outbox.fileDescriptor.duplicate())
+        let duplicate = try UDPSocket(owning: try loop.outbox.unsafeFileDescriptor.duplicate())
         #expect(try duplicate.sentTraits() == first)
         try Guest.insisting { try duplicate.send(TagProgram.payload(5), to: loop.destination) }
         try loop.expect(TagProgram.payload(5), first)
@@ -254,7 +254,7 @@ extension Guest {
           control.append(level: .traits, type: .traits, data: turned.span.bytes)
           control.append(level: .socket, type: .init(rawValue: SO_MARK), UInt32(5))
           _ = try Guest.insisting {
-            try loop.outbox.fileDescriptor.sendMessage(
+            try loop.outbox.unsafeFileDescriptor.sendMessage(
               TagProgram.payload(1).span.bytes, to: loop.destination, control: control)
           }
           try loop.expect(TagProgram.payload(1), traits)
@@ -263,7 +263,7 @@ extension Guest {
         var empty = ControlData()
         let nothing: [UInt8] = []
         empty.append(level: .traits, type: .traits, data: nothing.span.bytes)
-        try loop.outbox.fileDescriptor.sendMessage(
+        try loop.outbox.unsafeFileDescriptor.sendMessage(
           TagProgram.payload(2).span.bytes, to: loop.destination, control: empty)
         try loop.expect(TagProgram.payload(2), Traits())
       }
@@ -279,14 +279,14 @@ extension Guest {
         let (segment, receiveSegments) = (ControlMessage.MessageType(rawValue: 103), Int32(104))
         if isJoined {
           var on: Int32 = 1
-          try #require(setsockopt(loop.inbox.fileDescriptor.rawValue, 17, receiveSegments, &on, 4) == 0)
+          try #require(setsockopt(loop.inbox.unsafeFileDescriptor.rawValue, 17, receiveSegments, &on, 4) == 0)
         }
         let payload = TagProgram.payload(7, length: 2500)
         var control = ControlData()
         control.append(level: udp, type: segment, UInt16(1000))
         control.append(traits)
         _ = try Guest.insisting {
-          try loop.outbox.fileDescriptor.sendMessage(
+          try loop.outbox.unsafeFileDescriptor.sendMessage(
             payload.span.bytes, to: loop.destination, control: control)
         }
         if isJoined {
@@ -337,7 +337,7 @@ extension Guest {
             let member = try UDPSocket(way.receiver)
             try turnOn(member, SOL_SOCKET, SO_REUSEADDR)
             try member.bind(to: .any(way.receiver, port: Guest.port))
-            try join(member.fileDescriptor, group)
+            try join(member.unsafeFileDescriptor, group)
             try member.setReceiveTimeout(.seconds(10))
             try member.setReceivedTraits(TraitMask(keys))
             return member
@@ -351,7 +351,7 @@ extension Guest {
           var interface = in_addr(s_addr: UInt32(0x7f00_0001).bigEndian)
           try #require(
             setsockopt(
-              outbox.fileDescriptor.rawValue, Int32(IPPROTO_IP), IP_MULTICAST_IF, &interface, 4) == 0)
+              outbox.unsafeFileDescriptor.rawValue, Int32(IPPROTO_IP), IP_MULTICAST_IF, &interface, 4) == 0)
         }
         let traits = try Traits([(ids[0], Guest.value(.bytes4, 1)), (ids[1], Guest.value(.bytes8, 2))])
         try outbox.send(TagProgram.payload(1), to: group, traits: traits)
@@ -390,7 +390,7 @@ extension Guest {
 
     private func turnOn(_ socket: borrowing UDPSocket, _ level: Int32, _ name: Int32) throws {
       var on: Int32 = 1
-      try #require(setsockopt(socket.fileDescriptor.rawValue, level, name, &on, 4) == 0)
+      try #require(setsockopt(socket.unsafeFileDescriptor.rawValue, level, name, &on, 4) == 0)
     }
 
     @Test("a tap sees the datagrams as they are without traits, and they keep them", arguments: Way.allCases)
@@ -547,7 +547,7 @@ extension Guest {
               header.msg_iovlen = 1
               header.msg_control = UnsafeMutableRawPointer(mutating: control.baseAddress)
               header.msg_controllen = control.count
-              return sendmsg(loop.outbox.fileDescriptor.rawValue, &header, 0)
+              return sendmsg(loop.outbox.unsafeFileDescriptor.rawValue, &header, 0)
             }
           }
         }
@@ -609,7 +609,7 @@ extension Guest {
             // It cannot be read from memory, after its packet was begun.
             try Guest.insisting {
               let nowhere = UnsafeRawPointer(bitPattern: 8)
-              try #require(Glibc.send(loop.outbox.fileDescriptor.rawValue, nowhere, 100, 0) == -1)
+              try #require(Glibc.send(loop.outbox.unsafeFileDescriptor.rawValue, nowhere, 100, 0) == -1)
               let error = Errno(rawValue: errno)
               if error != .badAddress { throw error }
             }
@@ -717,7 +717,7 @@ extension Guest {
       let loop = try Loop(way, [key.id])
       let sequence = try loop.inbox.datagrams(queueCapacity: 4)
       // One that is open until the tasks are over.
-      let outbox = try loop.outbox.fileDescriptor.duplicate()
+      let outbox = try loop.outbox.unsafeFileDescriptor.duplicate()
       defer { try? outbox.close() }
       let destination = loop.destination
       let received = try await withThrowingTaskGroup(of: Int?.self) { group in
@@ -992,7 +992,7 @@ extension Guest {
             var bytes = [UInt8](repeating: 0xee, count: 81)
             var length = socklen_t(room)
             let status = getsockopt(
-              loop.outbox.fileDescriptor.rawValue, SOL_TRAITS, TRAITS_SEND, &bytes, &length)
+              loop.outbox.unsafeFileDescriptor.rawValue, SOL_TRAITS, TRAITS_SEND, &bytes, &length)
             let error = errno
             #expect(length == 24 * count, "with \(room) bytes of room")
             if room == 0 {
@@ -1041,7 +1041,7 @@ extension Guest {
         ]
         let sticky = try Traits([(ids[1], Guest.value(.bytes8, 5))])
         try loop.outbox.insistOnSentTraits(sticky)
-        let descriptor = loop.outbox.fileDescriptor
+        let descriptor = loop.outbox.unsafeFileDescriptor
         for (what, bytes) in wrong {
           #expect(
             setsockopt(descriptor.rawValue, SOL_TRAITS, TRAITS_SEND, bytes, socklen_t(bytes.count)) == -1,
@@ -1079,7 +1079,7 @@ extension Guest {
     @Test("a pointer to nowhere is refused", arguments: [Way.ipv4, .ipv6])
     func fault(way: Way) throws {
       let loop = try Loop(way, [])
-      let descriptor = loop.outbox.fileDescriptor.rawValue
+      let descriptor = loop.outbox.unsafeFileDescriptor.rawValue
       let nowhere = UnsafeMutableRawPointer(bitPattern: 8)
       #expect(setsockopt(descriptor, SOL_TRAITS, TRAITS_SEND, nowhere, 24) == -1)
       #expect(errno == EFAULT)
@@ -1153,7 +1153,7 @@ extension Guest {
         let all = records + more
         #expect(
           setsockopt(
-            loop.outbox.fileDescriptor.rawValue, SOL_TRAITS, TRAITS_SEND, all, socklen_t(all.count)) == -1)
+            loop.outbox.unsafeFileDescriptor.rawValue, SOL_TRAITS, TRAITS_SEND, all, socklen_t(all.count)) == -1)
         #expect(errno == ENOSPC)
         #expect(try loop.outbox.sentTraits() == sticky)
       }
@@ -1181,7 +1181,7 @@ extension Guest {
                 }
                 // Readable is another matter.
                 #expect(try own.sentTraits() == Traits())
-                for socket in [loop.outbox.fileDescriptor, own.fileDescriptor] {
+                for socket in [loop.outbox.unsafeFileDescriptor, own.unsafeFileDescriptor] {
                   #expect(throws: Errno.notPermitted) {
                     try socket.sendMessage(
                       TagProgram.payload(0).span.bytes, to: loop.destination, traits: try traits(ids))

@@ -352,7 +352,7 @@ extension Guest {
         // Whether the socket asked for anything is another matter.
         for asked in [[], ids] {
           let inbox = try cable.inbox(route, asked)
-          try filter.attach(to: inbox.fileDescriptor)
+          try filter.attach(to: inbox.unsafeFileDescriptor)
           let values = [(ids[0], four), (ids[1], eight)]
           var packet = PacketModel(inHeadroom: values)
           let changes = try Guest.changes {
@@ -464,7 +464,7 @@ extension Guest {
         let script = try SkbProgram(.verdict, port: Guest.port, steps)
         // Which asked for nothing: the program did.
         let inbox = try cable.inbox(route)
-        try script.attachToReceived(by: inbox.fileDescriptor)
+        try script.attachToReceived(by: inbox.unsafeFileDescriptor)
         var packet = PacketModel(inHeadroom: [(ids[0], four)])
         let changes = try Guest.changes {
           try cable.outbox(route).send(TagProgram.payload(4), to: try cable.destination(route))

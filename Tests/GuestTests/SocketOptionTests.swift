@@ -18,7 +18,7 @@ extension Guest {
       let socket = try UDPSocket(family)
       let bytes = [UInt8](repeating: 0, count: 16)
       let status = setsockopt(
-        socket.fileDescriptor.rawValue, SOL_TRAITS, TRAITS_RECV, bytes, socklen_t(length))
+        socket.unsafeFileDescriptor.rawValue, SOL_TRAITS, TRAITS_RECV, bytes, socklen_t(length))
       if length == 8 {
         #expect(status == 0)
       } else {
@@ -39,7 +39,7 @@ extension Guest {
           var bytes = [UInt8](repeating: 0xee, count: 17)
           var length = socklen_t(room)
           let status = getsockopt(
-            socket.fileDescriptor.rawValue, SOL_TRAITS, TRAITS_RECV, &bytes, &length)
+            socket.unsafeFileDescriptor.rawValue, SOL_TRAITS, TRAITS_RECV, &bytes, &length)
           let error = errno
           #expect(length == 8, "with \(room) bytes of room")
           if room >= 8 {
@@ -63,9 +63,9 @@ extension Guest {
       let socket = try UDPSocket(family)
       var mask: UInt64 = 0
       var length = socklen_t(8)
-      #expect(setsockopt(socket.fileDescriptor.rawValue, SOL_TRAITS, name, &mask, length) == -1)
+      #expect(setsockopt(socket.unsafeFileDescriptor.rawValue, SOL_TRAITS, name, &mask, length) == -1)
       #expect(errno == ENOPROTOOPT)
-      #expect(getsockopt(socket.fileDescriptor.rawValue, SOL_TRAITS, name, &mask, &length) == -1)
+      #expect(getsockopt(socket.unsafeFileDescriptor.rawValue, SOL_TRAITS, name, &mask, &length) == -1)
       #expect(errno == ENOPROTOOPT)
     }
 

@@ -126,7 +126,7 @@ extension Guest {
         try Guest.insisting { try stream.client.setSentTraits(try four(ids[0], 99)) }
         try stream.client.write([1])
         #expect(try stream.server.read().bytes == [1])
-        expectSame(try stream.server.fileDescriptor.synTraits(), kept)
+        expectSame(try stream.server.unsafeFileDescriptor.synTraits(), kept)
         // Each connection has its own.
         let other = try SwiftStream.connect(try suiteCable(), route, try four(ids[0], 7), [])
         let second = try stream.listener.accept(timeout: .seconds(20))
@@ -297,8 +297,8 @@ extension Guest {
         try stream.client.write([2])
         #expect(try stream.server.read().bytes == [2])
         let datagrams = try UDPSocket(.ipv4)
-        #expect(throws: Errno.self) { try datagrams.fileDescriptor.setSavedSYNTraits(TraitMask(ids[0])) }
-        #expect(throws: Errno.self) { try datagrams.fileDescriptor.synTraits() }
+        #expect(throws: Errno.self) { try datagrams.unsafeFileDescriptor.setSavedSYNTraits(TraitMask(ids[0])) }
+        #expect(throws: Errno.self) { try datagrams.unsafeFileDescriptor.synTraits() }
       }
     }
 

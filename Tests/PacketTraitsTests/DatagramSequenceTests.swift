@@ -51,7 +51,7 @@ struct DatagramSequenceTests {
   private func leaveError(_ socket: borrowing UDPSocket) throws {
     try turnOn(socket, Int32(IPPROTO_IP), IP_RECVERR)
     try socket.send(([1] as [UInt8]).span.bytes, to: try Refusing.udp())
-    var polled = pollfd(fd: socket.fileDescriptor.rawValue, events: 0, revents: 0)
+    var polled = pollfd(fd: socket.unsafeFileDescriptor.rawValue, events: 0, revents: 0)
     try #require(poll(&polled, 1, 100_000) == 1)
   }
 
@@ -61,7 +61,7 @@ struct DatagramSequenceTests {
     for _ in 0..<10_000 where error == 0 {
       var length = socklen_t(4)
       try #require(
-        getsockopt(socket.fileDescriptor.rawValue, SOL_SOCKET, SO_ERROR, &error, &length) == 0)
+        getsockopt(socket.unsafeFileDescriptor.rawValue, SOL_SOCKET, SO_ERROR, &error, &length) == 0)
       if error == 0 { usleep(1000) }
     }
     try #require(error == ECONNREFUSED)
@@ -158,7 +158,7 @@ struct DatagramSequenceTests {
       #expect(staysOver)
     }
     // Cancelled just before it waits, when there is nobody any more to wake it.
-    let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor)
+    let readiness = try SocketReadiness(duplicating: inbox.unsafeFileDescriptor)
     let late = Task {
       withUnsafeCurrentTask { $0?.cancel() }
       try await readiness.wait(since: readiness.generation)
@@ -342,7 +342,7 @@ struct DatagramSequenceTests {
       try leaveError(inbox)
       try takeError(inbox)
     }
-    let descriptor = inbox.fileDescriptor
+    let descriptor = inbox.unsafeFileDescriptor
     let destination = try inbox.localAddress()
     let sequence = try inbox.datagrams()
     let looks = Notes()
@@ -393,7 +393,7 @@ struct DatagramSequenceTests {
   @Test("end all waits that began after a look before the change", arguments: [false, true])
   func generations(tellsChanges: Bool) async throws {
     let inbox = try loopbackSocket()
-    let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor)
+    let readiness = try SocketReadiness(duplicating: inbox.unsafeFileDescriptor)
     if tellsChanges { try readiness.tellChanges() }
     func hasEnded(since generation: UInt64) async throws -> Bool {
       try await outcome(
@@ -416,7 +416,7 @@ struct DatagramSequenceTests {
   func endOfPoller() async throws {
     let inbox = try loopbackSocket()
     let poller = try SocketPoller()
-    let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor, poller: poller)
+    let readiness = try SocketReadiness(duplicating: inbox.unsafeFileDescriptor, poller: poller)
     try readiness.tellChanges()
     let waiting = Task {
       while !Task.isCancelled { try await readiness.wait(since: readiness.generation) }
@@ -436,7 +436,7 @@ struct DatagramSequenceTests {
     let late = Task { try await readiness.wait(since: readiness.generation) }
     await #expect(throws: Errno.invalidArgument) { try await outcome(late) }
     #expect(throws: Errno.invalidArgument) {
-      _ = try SocketReadiness(duplicating: inbox.fileDescriptor, poller: poller)
+      _ = try SocketReadiness(duplicating: inbox.unsafeFileDescriptor, poller: poller)
     }
   }
 
@@ -477,14 +477,14 @@ struct DatagramSequenceTests {
     var iterator = sequence.makeAsyncIterator()
     let error = await #expect(throws: TraitError.self) { try await iterator.next() }
     #expect(error?.underlyingError == .connectionRefused)
-    var polled = pollfd(fd: outbox.fileDescriptor.rawValue, events: 0, revents: 0)
+    var polled = pollfd(fd: outbox.unsafeFileDescriptor.rawValue, events: 0, revents: 0)
     try #require(poll(&polled, 1, 0) == 1)
     #expect(throws: Errno.wouldBlock) {
       var batch = ReceiveBatch(capacity: 1, payloadCapacity: 1)
-      try outbox.fileDescriptor.receiveMessages(into: &batch, flags: .doNotWait)
+      try outbox.unsafeFileDescriptor.receiveMessages(into: &batch, flags: .doNotWait)
     }
 
-    let readiness = try SocketReadiness(duplicating: outbox.fileDescriptor)
+    let readiness = try SocketReadiness(duplicating: outbox.unsafeFileDescriptor)
     let waits = Notes()
     let waiting = Task {
       while !Task.isCancelled {
@@ -619,12 +619,12 @@ struct DatagramSequenceTests {
     }
 
     do {
-      let readiness = try SocketReadiness(duplicating: again.fileDescriptor)
+      let readiness = try SocketReadiness(duplicating: again.unsafeFileDescriptor)
       descriptor = readiness.descriptor
-      #expect(descriptor != again.fileDescriptor)
+      #expect(descriptor != again.unsafeFileDescriptor)
       original = identity(descriptor)
       #expect(original != nil)
-      #expect(identity(descriptor) == identity(again.fileDescriptor))
+      #expect(identity(descriptor) == identity(again.unsafeFileDescriptor))
       #expect(fcntl(descriptor.rawValue, F_GETFD) & FD_CLOEXEC != 0)
       // Until here: it is otherwise gone after its last use.
       withExtendedLifetime(readiness) {}
@@ -646,7 +646,7 @@ struct DatagramSequenceTests {
     let inbox = try loopbackSocket()
     #expect(try watched() == 0)
     do {
-      let readiness = try SocketReadiness(duplicating: inbox.fileDescriptor, poller: poller)
+      let readiness = try SocketReadiness(duplicating: inbox.unsafeFileDescriptor, poller: poller)
       let wait = Task { try await readiness.wait(since: readiness.generation) }
       try await until { try watched() != 0 }
       #expect(try watched() == 1)

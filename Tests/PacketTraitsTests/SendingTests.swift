@@ -20,7 +20,7 @@ func loopbackSocket(_ family: InternetAddress.Family = .ipv4) throws -> UDPSocke
 
 func turnOn(_ socket: borrowing UDPSocket, _ level: Int32, _ option: Int32) throws {
   var on: Int32 = 1
-  try #require(setsockopt(socket.fileDescriptor.rawValue, level, option, &on, 4) == 0)
+  try #require(setsockopt(socket.unsafeFileDescriptor.rawValue, level, option, &on, 4) == 0)
 }
 
 private func someTraits() throws -> Traits {
@@ -203,7 +203,7 @@ struct SendingTests {
     // UDP_SEGMENT, udp(7)
     control.append(level: .init(rawValue: 17), type: .init(rawValue: 103), UInt16(3))
     let payload = [UInt8](0..<8)
-    let length = try outbox.fileDescriptor.sendMessage(
+    let length = try outbox.unsafeFileDescriptor.sendMessage(
       payload.span.bytes, to: try inbox.localAddress(), control: control)
     #expect(length == 8)
 
@@ -224,7 +224,7 @@ struct SendingTests {
     var wrong = ControlData()
     wrong.append(level: .ipv4, type: .init(rawValue: IP_TOS), Int32(-1))
     #expect(throws: Errno.invalidArgument) {
-      try outbox.fileDescriptor.sendMessage(
+      try outbox.unsafeFileDescriptor.sendMessage(
         payload.span.bytes, to: try inbox.localAddress(), control: wrong)
     }
   }
@@ -264,7 +264,7 @@ struct SendingTests {
         var value = timeval()
         var length = socklen_t(MemoryLayout<timeval>.size)
         try #require(
-          getsockopt(socket.fileDescriptor.rawValue, SOL_SOCKET, name, &value, &length) == 0)
+          getsockopt(socket.unsafeFileDescriptor.rawValue, SOL_SOCKET, name, &value, &length) == 0)
         return .seconds(value.tv_sec) + .microseconds(value.tv_usec)
       }
     }
@@ -283,7 +283,7 @@ struct SendingTests {
     var size: Int32 = 0
     var length = socklen_t(4)
     try #require(
-      getsockopt(socket.fileDescriptor.rawValue, SOL_SOCKET, SO_SNDBUF, &size, &length) == 0)
+      getsockopt(socket.unsafeFileDescriptor.rawValue, SOL_SOCKET, SO_SNDBUF, &size, &length) == 0)
     #expect(size == 40_000)
   }
 
@@ -328,13 +328,13 @@ struct SendingTests {
     batch.removeAll()
     batch.append(payload.span.bytes, to: destination, control: malformed)
     expectUnsupported { _ = try socket.send(batch) }
-    #expect(throws: Errno.protocolNotAvailable) { try socket.fileDescriptor.setSentTraits(traits) }
-    #expect(throws: Errno.self) { try socket.fileDescriptor.sentTraits() }
+    #expect(throws: Errno.protocolNotAvailable) { try socket.unsafeFileDescriptor.setSentTraits(traits) }
+    #expect(throws: Errno.self) { try socket.unsafeFileDescriptor.sentTraits() }
 
     // Nothing was sent so far. Without traits there is nothing to be refused,
     // and in the layer beneath they are passed over.
     try socket.send(([4] as [UInt8]).span.bytes, to: destination, traits: Traits())
-    try socket.fileDescriptor.sendMessage(([5] as [UInt8]).span.bytes, to: destination, traits: traits)
+    try socket.unsafeFileDescriptor.sendMessage(([5] as [UInt8]).span.bytes, to: destination, traits: traits)
     for payload in [[4], [5]] as [[UInt8]] {
       var bytes = [UInt8](repeating: 0, count: 10)
       let datagram = try inbox.receive(into: &bytes)
@@ -552,7 +552,7 @@ struct BatchTests {
       try outbox.send(payload.span.bytes, to: try inbox.localAddress())
     }
     var batch = ReceiveBatch(capacity: 2, payloadCapacity: 10)
-    #expect(try inbox.fileDescriptor.receiveMessages(into: &batch) == 2)
+    #expect(try inbox.unsafeFileDescriptor.receiveMessages(into: &batch) == 2)
     for (index, length) in [11, 10].enumerated() {
       #expect(batch.message(at: index).length == 10)
       #expect(batch.message(at: index).messageLength == length)
@@ -638,7 +638,7 @@ struct BatchTests {
         if case .failure(let error) = $0 { error.code == .systemCall } else { true }
       })
     #expect(
-      outbox.fileDescriptor.sendMessages(batch).map { (try? $0.get()) ?? -1 }
+      outbox.unsafeFileDescriptor.sendMessages(batch).map { (try? $0.get()) ?? -1 }
         == [-1, 1, 1, -1, -1, 0, 2, 1, -1])
 
     var room = ReceiveBatch(capacity: 20, payloadCapacity: 10)

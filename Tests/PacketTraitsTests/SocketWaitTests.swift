@@ -15,7 +15,7 @@ struct SocketWaitTests {
   private func connected(timeout: Duration = hangLimit) throws -> UDPSocket {
     let destination = try Refusing.udp()
     let socket = try UDPSocket(.ipv4)
-    let status = destination.withSockaddr { connect(socket.fileDescriptor.rawValue, $0, $1) }
+    let status = destination.withSockaddr { connect(socket.unsafeFileDescriptor.rawValue, $0, $1) }
     try #require(status == 0)
     try socket.setReceiveTimeout(timeout)
     return socket
@@ -23,7 +23,7 @@ struct SocketWaitTests {
 
   /// Leaves an error in the socket's error queue, which nobody reads.
   private func leaveError(_ socket: borrowing UDPSocket) throws {
-    let descriptor = socket.fileDescriptor.rawValue
+    let descriptor = socket.unsafeFileDescriptor.rawValue
     var on: Int32 = 1
     try #require(setsockopt(descriptor, Int32(IPPROTO_IP), Int32(IP_RECVERR), &on, 4) == 0)
     var byte: UInt8 = 1
@@ -39,7 +39,7 @@ struct SocketWaitTests {
   }
 
   private func waiting(on socket: borrowing UDPSocket) -> SocketWait {
-    .toReceive(socket.fileDescriptor, isAllowed: true, retryOnInterrupt: true)
+    .toReceive(socket.unsafeFileDescriptor, isAllowed: true, retryOnInterrupt: true)
   }
 
   @Test("do not spin where an error queue is not read")
@@ -55,7 +55,7 @@ struct SocketWaitTests {
         return -1
       }
       var byte: UInt8 = 0
-      return recv(socket.fileDescriptor.rawValue, &byte, 1, flags)
+      return recv(socket.unsafeFileDescriptor.rawValue, &byte, 1, flags)
     }
     #expect(result == .failure(.wouldBlock))
     #expect(ContinuousClock.now - start >= .milliseconds(290))
@@ -66,7 +66,7 @@ struct SocketWaitTests {
   @Test("end where nothing can come any more")
   func shutDown() throws {
     let socket = try connected()
-    try #require(shutdown(socket.fileDescriptor.rawValue, Int32(SHUT_RD)) == 0)
+    try #require(shutdown(socket.unsafeFileDescriptor.rawValue, Int32(SHUT_RD)) == 0)
     var calls = 0
     let result = waiting(on: socket).call { flags in
       calls += 1
@@ -75,7 +75,7 @@ struct SocketWaitTests {
         return -1
       }
       var byte: UInt8 = 0
-      return recv(socket.fileDescriptor.rawValue, &byte, 1, flags)
+      return recv(socket.unsafeFileDescriptor.rawValue, &byte, 1, flags)
     }
     #expect(result == .success(0))
     #expect(calls == 2)

@@ -20,7 +20,7 @@ enum Refusing {
   /// A socket that is bound and does not listen.
   static func tcp(_ family: InternetAddress.Family = .ipv4) throws -> InternetAddress {
     let socket = try TCPListener(family)
-    try socket.fileDescriptor.bindSocket(to: try loopback(family))
+    try socket.unsafeFileDescriptor.bindSocket(to: try loopback(family))
     let address = try socket.localAddress()
     _ = socket.release()
     return address

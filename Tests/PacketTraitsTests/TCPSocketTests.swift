@@ -18,7 +18,7 @@ struct Connected: ~Copyable {
     let client = try TCPConnection.connect(
       to: try listener.localAddress(), timeout: hangLimit)
     let server = try listener.accept(timeout: hangLimit)
-    for descriptor in [client.fileDescriptor, server.fileDescriptor] {
+    for descriptor in [client.unsafeFileDescriptor, server.unsafeFileDescriptor] {
       try descriptor.setTimeout(SO_RCVTIMEO, hangLimit)
       try descriptor.setTimeout(SO_SNDTIMEO, hangLimit)
     }
@@ -53,7 +53,7 @@ func streamBytes(_ count: Int) -> [UInt8] {
 
 /// Closes with a reset.
 func reset(_ connection: consuming TCPConnection) throws {
-  try connection.fileDescriptor.setOption(SOL_SOCKET, SO_LINGER, linger(l_onoff: 1, l_linger: 0))
+  try connection.unsafeFileDescriptor.setOption(SOL_SOCKET, SO_LINGER, linger(l_onoff: 1, l_linger: 0))
   try connection.close()
 }
 
@@ -193,7 +193,7 @@ struct TCPSocketTests {
     let client = try TCPConnection.connect(to: destination, from: source)
     #expect(try client.localAddress().host == "127.0.0.3")
     // Its port is not kept from connections to others.
-    #expect(try client.fileDescriptor.option(Int32(IPPROTO_IP), IP_BIND_ADDRESS_NO_PORT) == 1)
+    #expect(try client.unsafeFileDescriptor.option(Int32(IPPROTO_IP), IP_BIND_ADDRESS_NO_PORT) == 1)
     #expect(try listener.accept(timeout: hangLimit).peerAddress == (try client.localAddress()))
     expectCode(.systemCall, .addressInUse) {
       _ = try TCPConnection.connect(to: destination, from: try client.localAddress())
@@ -248,7 +248,7 @@ struct TCPSocketTests {
   @Test("of others take connections, and tell of a signal who wants to know")
   func borrowedListener() throws {
     let listener = try loopbackListener()
-    let descriptor = listener.fileDescriptor
+    let descriptor = listener.unsafeFileDescriptor
     let client = try TCPConnection.connect(to: try listener.localAddress())
     // The client may know of the connection before the listener does.
     try #require(SocketWait.poll(descriptor, for: POLLIN, until: .now + hangLimit) != nil)
@@ -269,7 +269,7 @@ struct TCPSocketTests {
       _ = #expect(throws: Errno.wouldBlock) { try descriptor.acceptSocket() }
     }
     let plain = try UDPSocket(.ipv4)
-    #expect(throws: Errno.notSupportedOnSocket) { try plain.fileDescriptor.acceptSocket() }
+    #expect(throws: Errno.notSupportedOnSocket) { try plain.unsafeFileDescriptor.acceptSocket() }
   }
 
   @Test("stop waiting for bytes when the time is over, whatever signals come")
@@ -303,11 +303,11 @@ struct TCPSocketTests {
     } while sent != before && ContinuousClock.now < end
     try #require(sent == before && sent < payload.count)
 
-    let descriptor = ends.client.fileDescriptor
+    let descriptor = ends.client.unsafeFileDescriptor
     var received: [UInt8] = []
     try whileInterrupted { _ in
       // The reader is another thread; what is left goes while signals come.
-      let reader = Reader(ends.server.fileDescriptor, count: payload.count)
+      let reader = Reader(ends.server.unsafeFileDescriptor, count: payload.count)
       try reader.run {
         try descriptor.sendAll(payload.span.bytes, sent: &sent)
       }
@@ -346,7 +346,7 @@ struct TCPSocketTests {
     }
     #expect(sent == 0)
     #expect(throws: Errno.brokenPipe) {
-      try ends.client.fileDescriptor.sendAll(([1] as [UInt8]).span.bytes, sent: &sent)
+      try ends.client.unsafeFileDescriptor.sendAll(([1] as [UInt8]).span.bytes, sent: &sent)
     }
   }
 
@@ -364,7 +364,7 @@ struct TCPSocketTests {
   @Test("hand over control messages of other options, and say when there is no room for them")
   func otherControlMessages() throws {
     let ends = try Connected()
-    try ends.server.fileDescriptor.setOption(SOL_SOCKET, SO_TIMESTAMP, Int32(1))
+    try ends.server.unsafeFileDescriptor.setOption(SOL_SOCKET, SO_TIMESTAMP, Int32(1))
     func message(controlRoom: Int) throws -> (ReceivedMessage, [UInt8]) {
       try ends.client.sendAll(([1, 2, 3] as [UInt8]).span.bytes)
       var bytes = [UInt8](repeating: 0, count: 10)
@@ -375,7 +375,7 @@ struct TCPSocketTests {
         var payload = elements.mutableBytes
         var controlElements = controlBytes.mutableSpan
         var control = controlElements.mutableBytes
-        message = try ends.server.fileDescriptor.receiveMessage(into: &payload, control: &control)
+        message = try ends.server.unsafeFileDescriptor.receiveMessage(into: &payload, control: &control)
       }
       #expect(message.length == 3)
       #expect(message.source == nil)
@@ -431,23 +431,23 @@ struct TCPSocketTests {
     let listener = try loopbackListener()
     let client = try TCPConnection.connect(to: try listener.localAddress())
     let server = try listener.accept(timeout: hangLimit)
-    for descriptor in [listener.fileDescriptor, client.fileDescriptor, server.fileDescriptor] {
+    for descriptor in [listener.unsafeFileDescriptor, client.unsafeFileDescriptor, server.unsafeFileDescriptor] {
       #expect(fcntl(descriptor.rawValue, F_GETFD) & FD_CLOEXEC != 0)
     }
-    #expect(fcntl(listener.fileDescriptor.rawValue, F_GETFL) & O_NONBLOCK != 0)
-    #expect(fcntl(client.fileDescriptor.rawValue, F_GETFL) & O_NONBLOCK == 0)
-    #expect(fcntl(server.fileDescriptor.rawValue, F_GETFL) & O_NONBLOCK == 0)
+    #expect(fcntl(listener.unsafeFileDescriptor.rawValue, F_GETFL) & O_NONBLOCK != 0)
+    #expect(fcntl(client.unsafeFileDescriptor.rawValue, F_GETFL) & O_NONBLOCK == 0)
+    #expect(fcntl(server.unsafeFileDescriptor.rawValue, F_GETFL) & O_NONBLOCK == 0)
 
     let plain = FileDescriptor(rawValue: socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0))
     let taken = try TCPListener(owning: plain)
-    #expect(fcntl(taken.fileDescriptor.rawValue, F_GETFL) & O_NONBLOCK != 0)
+    #expect(fcntl(taken.unsafeFileDescriptor.rawValue, F_GETFL) & O_NONBLOCK != 0)
     expectCode(.systemCall, .invalidArgument) { _ = try taken.accept(timeout: .seconds(1)) }
   }
 
   @Test("have the options that they were given")
   func options() throws {
     let ends = try Connected()
-    let descriptor = ends.client.fileDescriptor
+    let descriptor = ends.client.unsafeFileDescriptor
     try ends.client.setNoDelay(true)
     #expect(try descriptor.option(Int32(IPPROTO_TCP), TCP_NODELAY) == 1)
     try ends.client.setNoDelay(false)
@@ -471,7 +471,7 @@ struct TCPSocketTests {
   func ownership() throws {
     // Numbers so high that no other test is given them when they are free.
     let ends = try Connected()
-    let number = fcntl(ends.client.fileDescriptor.rawValue, F_DUPFD_CLOEXEC, 950)
+    let number = fcntl(ends.client.unsafeFileDescriptor.rawValue, F_DUPFD_CLOEXEC, 950)
     try #require(number >= 950)
     let descriptor = FileDescriptor(rawValue: number)
     let original = try #require(identity(descriptor))
@@ -483,7 +483,7 @@ struct TCPSocketTests {
       try connection.close()
       #expect(identity(descriptor) == nil, "it is still open")
       // Whoever has the number now must not lose it to the connection that is gone.
-      try #require(fcntl(ends.client.fileDescriptor.rawValue, F_DUPFD_CLOEXEC, number) == number)
+      try #require(fcntl(ends.client.unsafeFileDescriptor.rawValue, F_DUPFD_CLOEXEC, number) == number)
     }
     #expect(identity(descriptor) == original, "it was closed a second time")
     drop(try TCPConnection(owning: descriptor))
@@ -496,11 +496,11 @@ struct TCPSocketTests {
     do { _ = try TCPListener(owning: listening) }
     #expect(identity(listening) != listener, "it is still open")
 
-    Glibc.close(fcntl(ends.client.fileDescriptor.rawValue, F_DUPFD_CLOEXEC, number))
+    Glibc.close(fcntl(ends.client.unsafeFileDescriptor.rawValue, F_DUPFD_CLOEXEC, number))
     let robbed = try Connected().release()
     let client = try TCPConnection(owning: robbed.client)
     try robbed.server.close()
-    let high = fcntl(client.fileDescriptor.rawValue, F_DUPFD_CLOEXEC, 970)
+    let high = fcntl(client.unsafeFileDescriptor.rawValue, F_DUPFD_CLOEXEC, 970)
     try #require(high >= 970)
     let gone = try TCPConnection(owning: FileDescriptor(rawValue: high))
     Glibc.close(high)
@@ -516,9 +516,9 @@ struct TCPSocketTests {
   func duplicate() throws {
     let ends = try Connected()
     do {
-      let other = try TCPConnection(duplicating: ends.client.fileDescriptor)
-      #expect(other.fileDescriptor != ends.client.fileDescriptor)
-      #expect(fcntl(other.fileDescriptor.rawValue, F_GETFD) & FD_CLOEXEC != 0)
+      let other = try TCPConnection(duplicating: ends.client.unsafeFileDescriptor)
+      #expect(other.unsafeFileDescriptor != ends.client.unsafeFileDescriptor)
+      #expect(fcntl(other.unsafeFileDescriptor.rawValue, F_GETFD) & FD_CLOEXEC != 0)
       #expect(other.peerAddress == ends.client.peerAddress)
       try other.sendAll(([1] as [UInt8]).span.bytes)
     }
@@ -594,7 +594,7 @@ struct TCPSocketTests {
     try ends.client.sendAll(([2] as [UInt8]).span.bytes, traits: Traits())
     #expect(try receive(ends.server).0 == [2])
 
-    let descriptor = ends.server.fileDescriptor
+    let descriptor = ends.server.unsafeFileDescriptor
     #expect(throws: Errno.protocolNotAvailable) { try descriptor.setSavedSYNTraits([]) }
     #expect(throws: Errno.protocolNotAvailable) { try descriptor.savedSYNTraits() }
     #expect(throws: Errno.protocolNotAvailable) { try descriptor.synTraits() }
@@ -602,8 +602,8 @@ struct TCPSocketTests {
     #expect(throws: Errno.protocolNotAvailable) { try descriptor.receivedTraits() }
     #expect(throws: Errno.protocolNotAvailable) { try descriptor.sentTraits() }
     let datagrams = try UDPSocket(family)
-    #expect(throws: Errno.protocolNotAvailable) { try datagrams.fileDescriptor.receivedTraits() }
-    #expect(throws: Errno.protocolNotAvailable) { try datagrams.fileDescriptor.sentTraits() }
+    #expect(throws: Errno.protocolNotAvailable) { try datagrams.unsafeFileDescriptor.receivedTraits() }
+    #expect(throws: Errno.protocolNotAvailable) { try datagrams.unsafeFileDescriptor.sentTraits() }
   }
 
   static let writeErrors: [(Errno, TraitError.Code, String)] = [
@@ -653,7 +653,7 @@ struct FullListener: ~Copyable {
     let listener = try TCPListener(.ipv4)
     try listener.listen(at: try #require(InternetAddress("127.0.0.1", port: 0)), backlog: 0)
     let address = try listener.localAddress()
-    let descriptor = listener.fileDescriptor.rawValue
+    let descriptor = listener.unsafeFileDescriptor.rawValue
     /// How many connections wait to be accepted, and how many may: of a listener, `TCP_INFO` has
     /// them in two fields that are other numbers of a connection (tcpi_unacked, tcpi_sacked).
     func queue() throws -> (length: UInt32, limit: UInt32) {

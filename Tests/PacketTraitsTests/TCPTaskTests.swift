@@ -80,7 +80,7 @@ struct TCPTaskTests {
     try await Task.sleep(for: .milliseconds(20))
     let connection = try await TCPConnection.connect(to: address)
     #expect(connection.peerAddress == address)
-    #expect(fcntl(connection.fileDescriptor.rawValue, F_GETFL) & O_NONBLOCK == 0)
+    #expect(fcntl(connection.unsafeFileDescriptor.rawValue, F_GETFL) & O_NONBLOCK == 0)
     for length in [1, 10, 1000] {
       try await Task.sleep(for: .milliseconds(5))
       let payload = streamBytes(length)
@@ -122,7 +122,7 @@ struct TCPTaskTests {
     let address = try listener.listener.localAddress()
     try await expectCancelledBefore { _ = try await TCPConnection.connect(to: address) }
     #expect(throws: Errno.resourceTemporarilyUnavailable) {
-      _ = try listener.listener.fileDescriptor.acceptSocket()
+      _ = try listener.listener.unsafeFileDescriptor.acceptSocket()
     }
     let client = try await TCPConnection.connect(to: try listener.listener.localAddress())
     let server = SharedConnection(try await listener.listener.accept())
@@ -215,7 +215,7 @@ struct TCPTaskTests {
       return (sent, nil)
     }
     let end = ContinuousClock.now + hangLimit
-    while !isFull(other.connection.fileDescriptor), ContinuousClock.now < end {
+    while !isFull(other.connection.unsafeFileDescriptor), ContinuousClock.now < end {
       try await Task.sleep(for: .milliseconds(1))
     }
     // So that it waits.
@@ -387,7 +387,7 @@ struct TCPTaskTests {
     let listener = SharedListener(try loopbackListener())
     let waiting = Task { _ = try await listener.listener.accept() }
     try await Task.sleep(for: .milliseconds(20))
-    try #require(shutdown(listener.listener.fileDescriptor.rawValue, Int32(SHUT_RD)) == 0)
+    try #require(shutdown(listener.listener.unsafeFileDescriptor.rawValue, Int32(SHUT_RD)) == 0)
     let error = await #expect(throws: TraitError.self) { try await outcome(waiting) }
     #expect(error?.code == .systemCall)
     #expect(error?.underlyingError == .invalidArgument)

@@ -107,7 +107,7 @@ struct UDPSocketTests {
       var payload = elements.mutableBytes
       var controlElements = controlBytes.mutableSpan
       var control = controlElements.mutableBytes
-      message = try socket.fileDescriptor.receiveMessage(
+      message = try socket.unsafeFileDescriptor.receiveMessage(
         into: &payload, control: &control, flags: flags)
     }
     return (
@@ -206,7 +206,7 @@ struct UDPSocketTests {
         var payload = elements.mutableBytes
         var controlElements = control.mutableSpan
         var raw = controlElements.mutableBytes
-        _ = try inbox.fileDescriptor.receiveMessage(
+        _ = try inbox.unsafeFileDescriptor.receiveMessage(
           into: &payload, control: &raw, retryOnInterrupt: false)
       }
     }
@@ -258,7 +258,7 @@ struct UDPSocketTests {
       defer { Glibc.close(plain) }
       #expect(try isOnly(plain), "the parameter has no effect, so that nothing is proven")
       let socket = try UDPSocket(.ipv6)
-      #expect(try !isOnly(socket.fileDescriptor.rawValue))
+      #expect(try !isOnly(socket.unsafeFileDescriptor.rawValue))
     }
   }
 
@@ -267,7 +267,7 @@ struct UDPSocketTests {
     let inbox = try inbox(.ipv4)
     var on: Int32 = 1
     try #require(
-      setsockopt(inbox.fileDescriptor.rawValue, SOL_SOCKET, SO_TIMESTAMP, &on, 4) == 0)
+      setsockopt(inbox.unsafeFileDescriptor.rawValue, SOL_SOCKET, SO_TIMESTAMP, &on, 4) == 0)
     let outbox = try UDPSocket(.ipv4)
     let bytes: [UInt8] = [1, 2, 3]
     try outbox.send(bytes.span.bytes, to: try inbox.localAddress())
@@ -320,7 +320,7 @@ struct UDPSocketTests {
   @Test("are close-on-exec")
   func closeOnExec() throws {
     let socket = try UDPSocket(.ipv4)
-    #expect(fcntl(socket.fileDescriptor.rawValue, F_GETFD) & FD_CLOEXEC != 0)
+    #expect(fcntl(socket.unsafeFileDescriptor.rawValue, F_GETFD) & FD_CLOEXEC != 0)
   }
 
   /// What a descriptor stands for; nil if it is not open. Its number alone may
@@ -352,7 +352,7 @@ struct UDPSocketTests {
     var original: [UInt64]?
     do {
       let socket = try UDPSocket(.ipv4)
-      descriptor = socket.fileDescriptor
+      descriptor = socket.unsafeFileDescriptor
       original = identity(descriptor)
       #expect(identity(descriptor) == original)
     }
@@ -363,7 +363,7 @@ struct UDPSocketTests {
   func closing() throws {
     // A number so high that no other test is given it when it is free.
     let source = try UDPSocket(.ipv4)
-    let number = fcntl(source.fileDescriptor.rawValue, F_DUPFD_CLOEXEC, 900)
+    let number = fcntl(source.unsafeFileDescriptor.rawValue, F_DUPFD_CLOEXEC, 900)
     try #require(number >= 900)
     let descriptor = FileDescriptor(rawValue: number)
     let original = try #require(identity(descriptor))
@@ -373,7 +373,7 @@ struct UDPSocketTests {
       try socket.close()
       #expect(identity(descriptor) == nil, "it is still open")
       // Whoever has the number now must not lose it to the socket that is gone.
-      try #require(fcntl(source.fileDescriptor.rawValue, F_DUPFD_CLOEXEC, number) == number)
+      try #require(fcntl(source.unsafeFileDescriptor.rawValue, F_DUPFD_CLOEXEC, number) == number)
     }
     #expect(identity(descriptor) == original, "it was closed a second time")
 
@@ -403,7 +403,7 @@ struct UDPSocketTests {
       defer { try? descriptor.close() }
       let original = identity(descriptor)
       let error = #expect(throws: TraitError.self) {
-        try UDPSocket(owning: descriptor).fileDescriptor
+        try UDPSocket(owning: descriptor).unsafeFileDescriptor
       }
       #expect(error?.code == .unsupportedSocket)
       #expect(
@@ -450,11 +450,11 @@ struct UDPSocketTests {
       var raw = controlElements.mutableBytes
       _ = try read.receiveMessage(into: &payload, control: &raw)
     }
-    let none = #expect(throws: TraitError.self) { try UDPSocket(owning: read).fileDescriptor }
+    let none = #expect(throws: TraitError.self) { try UDPSocket(owning: read).unsafeFileDescriptor }
     #expect(none?.code == .unsupportedSocket)
     #expect(none?.underlyingError == .notSocket)
     let closed = #expect(throws: TraitError.self) {
-      try UDPSocket(owning: FileDescriptor(rawValue: -1)).fileDescriptor
+      try UDPSocket(owning: FileDescriptor(rawValue: -1)).unsafeFileDescriptor
     }
     #expect(closed?.code == .systemCall)
     #expect(closed?.underlyingError == .badFileDescriptor)

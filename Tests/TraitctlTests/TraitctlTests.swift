@@ -197,14 +197,14 @@ struct TraitctlTests {
 
     // Bound and not listening: nobody answers, and no other test's listener gets the port.
     let silent = try TCPListener(.ipv4)
-    try silent.fileDescriptor.bindSocket(to: try #require(InternetAddress("127.0.0.1", port: 0)))
+    try silent.unsafeFileDescriptor.bindSocket(to: try #require(InternetAddress("127.0.0.1", port: 0)))
     let nobody = try silent.localAddress()
     command[6] = "\(nobody.port)"
     let refused = try Command(command).wait()
     #expect(refused.status == 1)
     #expect(refused.output.isEmpty)
     #expect(refused.errors == "traitctl: there is no connection to \(nobody): Connection refused\n")
-    withExtendedLifetime(silent.fileDescriptor) {}
+    withExtendedLifetime(silent.unsafeFileDescriptor) {}
   }
 
   @Test("ends a connection in order though the peer has said something", arguments: [false, true])
@@ -356,7 +356,7 @@ struct ConnectionsTests {
     // By a reset.
     var off = linger(l_onoff: 1, l_linger: 0)
     setsockopt(
-      second.fileDescriptor.rawValue, SOL_SOCKET, SO_LINGER, &off, socklen_t(MemoryLayout<linger>.size))
+      second.unsafeFileDescriptor.rawValue, SOL_SOCKET, SO_LINGER, &off, socklen_t(MemoryLayout<linger>.size))
     try second.close()
     #expect(try await serving.value == .complete)
     #expect(
