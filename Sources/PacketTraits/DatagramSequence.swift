@@ -17,8 +17,16 @@ public struct Datagram: Sendable {
   /// Where the datagram came from; nil if not from an IPv4 or IPv6 address.
   public let source: InternetAddress?
 
+  private let received: ReceivedDatagram
+
   /// Those of the keys asked for that the datagram has.
-  public let traits: Traits
+  ///
+  /// The payload is there whether the traits can be read or not.
+  ///
+  /// - Throws: As ``ReceivedDatagram/traits``. ``control`` has the bytes that cannot be read.
+  public var traits: Traits {
+    get throws(TraitError) { try received.traits }
+  }
 
   /// The control messages that came with it, traits included, for
   /// ``ControlMessage/all(in:)``: as of `UDP_GRO` the length of a segment (udp(7)).
@@ -41,11 +49,11 @@ public struct Datagram: Sendable {
   public let isControlTruncated: Bool
 
   init(_ received: ReceivedDatagram, payload: [UInt8], control: [UInt8], flags: MessageFlags) {
+    self.received = received
     self.payload = payload
     self.control = control
     datagramLength = received.datagramLength
     source = received.source
-    traits = received.traits
     isPayloadTruncated = received.isPayloadTruncated
     areTraitsTruncated = received.areTraitsTruncated
     isControlTruncated = flags.contains(.controlTruncated)
@@ -57,7 +65,7 @@ public struct Datagram: Sendable {
 /// ```swift
 /// let sequence = try socket.datagrams()
 /// for try await datagram in sequence {
-///   print(datagram.payload.count, datagram.traits)
+///   print(datagram.payload.count, try datagram.traits)
 /// }
 /// ```
 ///
@@ -109,9 +117,7 @@ public struct DatagramSequence: AsyncSequence, Sendable {
     /// before.
     ///
     /// - Throws: ``TraitError/Code/systemCall`` with an error of recvmmsg(2) or
-    ///   epoll_ctl(2); ``TraitError/Code/malformedControlData`` or
-    ///   ``TraitError/Code/malformedRecords`` if the kernel gave no control
-    ///   messages or no records with a datagram, which then is lost.
+    ///   epoll_ctl(2). Then no datagram was taken from the queue.
     public mutating func next() async throws(TraitError) -> Datagram? {
       try await next(isolation: #isolation)
     }
@@ -187,7 +193,6 @@ private final class Inbox: Sendable {
   /// nil if there is none now.
   private func take() throws(TraitError) -> Datagram? {
     var areMoreLeft = false
-    // Of one that is malformed: the others are left, too.
     defer { if areMoreLeft { readiness.resumeAll() } }
     return try queue.withLock { queue throws(TraitError) in
       if queue.taken == queue.batch.count {
@@ -205,7 +210,7 @@ private final class Inbox: Sendable {
       let index = queue.taken
       queue.taken += 1
       return Datagram(
-        try queue.batch.datagram(at: index), payload: queue.batch.payload(at: index),
+        queue.batch.datagram(at: index), payload: queue.batch.payload(at: index),
         control: queue.batch.withControl(at: index) { $0.array },
         flags: queue.batch.message(at: index).flags)
     }

@@ -92,8 +92,18 @@ public struct ReceivedDatagram: Sendable {
   /// Where the datagram came from; nil if not from an IPv4 or IPv6 address.
   public let source: InternetAddress?
 
+  private let foundTraits: Result<Traits, TraitError>
+
   /// Those of the keys asked for that the datagram has.
-  public let traits: Traits
+  ///
+  /// The payload is there whether the traits can be read or not.
+  ///
+  /// - Throws: ``TraitError/Code/malformedControlData`` or
+  ///   ``TraitError/Code/malformedRecords`` if this version cannot read what the kernel gave,
+  ///   such as a record with a flag of a later kernel.
+  public var traits: Traits {
+    get throws(TraitError) { try foundTraits.get() }
+  }
 
   /// Whether the end of the payload is lost, as the buffer was too small.
   ///
@@ -109,15 +119,39 @@ public struct ReceivedDatagram: Sendable {
   /// - Parameters:
   ///   - message: What was received with ``MessageFlags/truncated`` asked for.
   ///   - control: Its control data.
-  /// - Throws: As ``Traits/init(controlMessages:)``.
-  init(_ message: ReceivedMessage, control: RawSpan) throws(TraitError) {
-    let found = try Traits.find(in: control)
+  init(_ message: ReceivedMessage, control: RawSpan) {
     length = message.length
     datagramLength = message.messageLength
     source = message.source
-    traits = found ?? Traits()
     isPayloadTruncated = message.flags.contains(.truncated)
-    areTraitsTruncated = message.flags.contains(.controlTruncated) && found == nil
+    (foundTraits, areTraitsTruncated) = Traits.received(message, control: control)
+  }
+
+  /// What a socket gives that is shut down for receiving and has no datagram.
+  static var none: ReceivedDatagram {
+    ReceivedDatagram(
+      ReceivedMessage(length: 0, messageLength: 0, controlLength: 0, source: nil, flags: []),
+      control: RawSpan())
+  }
+}
+
+extension Traits {
+  /// Reads the traits of a message. As the message is taken from the kernel by now, its bytes
+  /// go to the caller whatever the control data is, and an error goes along with them.
+  ///
+  /// - Returns: The traits or why they cannot be read, and whether they may be lost for lack
+  ///   of room.
+  static func received(
+    _ message: ReceivedMessage, control: RawSpan
+  ) -> (traits: Result<Traits, TraitError>, areTruncated: Bool) {
+    do throws(TraitError) {
+      guard let found = try find(in: control) else {
+        return (.success(Traits()), message.flags.contains(.controlTruncated))
+      }
+      return (.success(found), false)
+    } catch {
+      return (.failure(error), false)
+    }
   }
 }
 
@@ -228,10 +262,8 @@ struct ReceivedControl: ~Copyable {
   }
 
   /// Calls `body` with what was written.
-  func with<Result>(
-    _ message: ReceivedMessage, _ body: (RawSpan) throws(TraitError) -> Result
-  ) throws(TraitError) -> Result {
-    try body(words.span.bytes.extracting(0..<message.controlLength))
+  func with<Result>(_ message: ReceivedMessage, _ body: (RawSpan) -> Result) -> Result {
+    body(words.span.bytes.extracting(0..<message.controlLength))
   }
 }
 

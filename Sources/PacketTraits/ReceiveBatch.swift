@@ -11,8 +11,9 @@ public import SystemPackage
 /// var batch = ReceiveBatch(capacity: 32, payloadCapacity: 2048)
 /// while true {
 ///   for index in 0..<(try socket.receive(into: &batch)) {
-///     let datagram = try batch.datagram(at: index)
+///     let datagram = batch.datagram(at: index)
 ///     batch.withPayload(at: index) { payload in print(payload.byteCount) }
+///     print(try datagram.traits)
 ///   }
 /// }
 /// ```
@@ -124,18 +125,13 @@ public struct ReceiveBatch: ~Copyable, @unchecked Sendable {
       flags: MessageFlags(rawValue: header.flags & ~Int32(MSG_CMSG_CLOEXEC)))
   }
 
-  /// One datagram and its traits. What is wrong with it says nothing of the
-  /// others.
+  /// Returns one datagram and its traits. Traits that cannot be read are an error of
+  /// ``ReceivedDatagram/traits``, and say nothing of the other datagrams.
   ///
   /// - Parameter index: 0 to ``count`` - 1.
-  /// - Throws: ``TraitError/Code/malformedControlData`` or
-  ///   ``TraitError/Code/malformedRecords`` if the kernel gave no control
-  ///   messages or no records.
-  public func datagram(at index: Int) throws(TraitError) -> ReceivedDatagram {
+  public func datagram(at index: Int) -> ReceivedDatagram {
     let message = message(at: index)
-    return try withControl(at: index) { control throws(TraitError) in
-      try ReceivedDatagram(message, control: control)
-    }
+    return withControl(at: index) { ReceivedDatagram(message, control: $0) }
   }
 
   /// Calls `body` with the payload of one datagram, as much as there was room
@@ -217,8 +213,7 @@ extension UDPSocket {
   ///   source is nil, as of `receive(into:flags:)` for one.
   /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the
   ///   time-out of ``setReceiveTimeout(_:)``, or at all without waiting;
-  ///   ``TraitError/Code/systemCall`` with another error of recvmmsg(2). What is
-  ///   wrong with one datagram ``ReceiveBatch/datagram(at:)`` throws.
+  ///   ``TraitError/Code/systemCall`` with another error of recvmmsg(2).
   @discardableResult
   public func receive(
     into batch: inout ReceiveBatch, flags: MessageFlags = []

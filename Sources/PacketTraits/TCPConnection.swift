@@ -9,10 +9,21 @@ public struct ReceivedBytes: Sendable {
   /// How many bytes were written to the caller's buffer.
   public let length: Int
 
+  private let foundTraits: Result<Traits, TraitError>
+
   /// Those of the keys asked for that these bytes have. Of several segments' the kernel makes
   /// one, by each key's merge policy; at a change of a key with the policy `exact` it ends the
   /// read.
-  public let traits: Traits
+  ///
+  /// The bytes are there whether the traits can be read or not, so that no part of the stream
+  /// is lost.
+  ///
+  /// - Throws: ``TraitError/Code/malformedControlData`` or
+  ///   ``TraitError/Code/malformedRecords`` if this version cannot read what the kernel gave,
+  ///   such as a record with a flag of a later kernel.
+  public var traits: Traits {
+    get throws(TraitError) { try foundTraits.get() }
+  }
 
   /// Whether traits may be lost, as control messages of other options left no room for them.
   /// Then ``traits`` is empty: they come whole or not at all.
@@ -28,12 +39,9 @@ public struct ReceivedBytes: Sendable {
   /// - Parameters:
   ///   - room: How many bytes the buffer has.
   ///   - control: The message's control data.
-  /// - Throws: As ``Traits/init(controlMessages:)``.
-  init(_ message: ReceivedMessage, room: Int, control: RawSpan) throws(TraitError) {
-    let found = try Traits.find(in: control)
+  init(_ message: ReceivedMessage, room: Int, control: RawSpan) {
     length = message.length
-    traits = found ?? Traits()
-    areTraitsTruncated = message.flags.contains(.controlTruncated) && found == nil
+    (foundTraits, areTraitsTruncated) = Traits.received(message, control: control)
     isEndOfStream = message.length == 0 && room > 0
   }
 }
@@ -421,9 +429,8 @@ public struct TCPConnection: ~Copyable, Sendable {
   /// - Returns: What came, or that the stream is at its end.
   /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the time-out of
   ///   ``setReceiveTimeout(_:)``, or at all without waiting; ``TraitError/Code/systemCall``
-  ///   with `ECONNRESET`, or another error of recv(2) or tcp(7);
-  ///   ``TraitError/Code/malformedControlData`` or ``TraitError/Code/malformedRecords`` if the
-  ///   kernel gave no control messages or no records. Then bytes of the stream are lost.
+  ///   with `ECONNRESET`, or another error of recv(2) or tcp(7). Then no byte was taken from
+  ///   the stream.
   public func receive(
     into bytes: inout MutableRawSpan, flags: MessageFlags = []
   ) throws(TraitError) -> ReceivedBytes {
@@ -492,9 +499,7 @@ public struct TCPConnection: ~Copyable, Sendable {
     } catch {
       throw TraitError(reading: error)
     }
-    return try control.with(message) { control throws(TraitError) in
-      try ReceivedBytes(message, room: room, control: control)
-    }
+    return control.with(message) { ReceivedBytes(message, room: room, control: $0) }
   }
 
   /// nil if there is nothing now.

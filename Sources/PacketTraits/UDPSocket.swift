@@ -352,9 +352,7 @@ public struct UDPSocket: ~Copyable, Sendable {
     } catch {
       throw TraitError(receiving: error)
     }
-    return try control.with(message) { bytes throws(TraitError) in
-      try ReceivedDatagram(message, control: bytes)
-    }
+    return control.with(message) { ReceivedDatagram(message, control: $0) }
   }
 
   /// Receives one datagram into an array, whose length stays as it is: the

@@ -168,10 +168,13 @@ final class Connections: Sendable {
         try tell(ConnectionEndReport(peer: peer, error: nil))
         return .ended
       }
+      let traits = readable("\(received.length) bytes from \(peer)") { () throws(TraitError) in
+        try received.traits
+      }
       try tell(
         ReadReport(
-          peer: peer, length: received.length, traits: try reports(of: received.traits),
-          traitsTruncated: received.areTraitsTruncated))
+          peer: peer, length: received.length, traits: try reports(of: traits ?? Traits()),
+          traitsTruncated: received.areTraitsTruncated || traits == nil))
       // A peer that sends without a pause would keep the others from this thread.
       await Task.yield()
     }

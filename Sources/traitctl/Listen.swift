@@ -145,14 +145,18 @@ struct Listen: AsyncParsableCommand {
           throw ExitCode.failure
         }
         received += 1
+        let source = datagram.source?.description
+        let traits = readable("a datagram from \(source ?? "nowhere")") { () throws(TraitError) in
+          try datagram.traits
+        }
         let report = DatagramReport(
-          source: datagram.source?.description,
+          source: source,
           length: datagram.datagramLength,
-          traits: try datagram.traits.map {
+          traits: try (traits ?? Traits()).map {
             // A key that was removed and made anew is not delivered any more.
             try TraitReport($0, name: keyNames[$0.id] ?? $0.id.description)
           },
-          traitsTruncated: datagram.areTraitsTruncated)
+          traitsTruncated: datagram.areTraitsTruncated || traits == nil)
         if json { try printJSON(report) } else { try printLine(report.text) }
       }
     }
@@ -202,6 +206,17 @@ struct Listen: AsyncParsableCommand {
 
   private func names(of keys: [RegisteredKey]) -> [TraitID: String] {
     Dictionary(keys.map { ($0.id, $0.name) }) { name, _ in name }
+  }
+}
+
+/// Returns the traits of something received, or nil after a complaint if they cannot be read: what
+/// was received is reported nevertheless.
+func readable(_ what: String, _ traits: () throws(TraitError) -> Traits) -> Traits? {
+  do throws(TraitError) {
+    return try traits()
+  } catch {
+    complain("the traits of \(what) cannot be read: \(error)")
+    return nil
   }
 }
 

@@ -274,7 +274,7 @@ extension Guest {
         var elements = bytes.mutableSpan
         var payload = elements.mutableBytes
         let datagram = try inbox.receive(into: &payload)
-        #expect(datagram.traits.count == 3)
+        #expect(try datagram.traits.count == 3)
         #expect(!datagram.areTraitsTruncated)
         try tag.program.detach()
       }

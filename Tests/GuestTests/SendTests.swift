@@ -740,7 +740,7 @@ extension Guest {
           var number: UInt32 = 0
           for try await datagram in sequence {
             #expect(datagram.payload == TagProgram.payload(number))
-            #expect(datagram.traits.bytes(of: key.id) == Guest.value(size, Int(number)))
+            #expect(try datagram.traits.bytes(of: key.id) == Guest.value(size, Int(number)))
             #expect(datagram.source != nil)
             number += 1
             if number == 100 { break }

@@ -74,7 +74,7 @@ extension TCPConnection {
     var bytes = [UInt8](repeating: 0, count: room)
     let received = try receive(into: &bytes, flags: flags)
     #expect(!received.areTraitsTruncated || Guest.storesMayFail)
-    return (Array(bytes[..<received.length]), received.traits)
+    return (Array(bytes[..<received.length]), try received.traits)
   }
 
   /// Waits until so many bytes are there to be read with one call.
@@ -346,7 +346,7 @@ extension Guest {
         while true {
           let received = try await connection.receive(into: &bytes)
           if received.isEndOfStream { break }
-          reads.append((Array(bytes[..<received.length]), received.traits))
+          reads.append((Array(bytes[..<received.length]), try received.traits))
         }
         return (syn: try connection.synTraits(), reads: reads)
       }

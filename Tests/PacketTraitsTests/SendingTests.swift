@@ -520,11 +520,11 @@ struct BatchTests {
       #expect(try inbox.receive(into: &batch) == expected)
       #expect(batch.count == expected)
       for index in 0..<batch.count {
-        let datagram = try batch.datagram(at: index)
+        let datagram = batch.datagram(at: index)
         #expect(datagram.datagramLength == number * 10)
         #expect(datagram.length == min(number * 10, 45))
         #expect(datagram.isPayloadTruncated == (number >= 5))
-        #expect(datagram.traits.isEmpty)
+        #expect(try datagram.traits.isEmpty)
         #expect(!datagram.areTraitsTruncated)
         #expect(datagram.source == (try localAddress(outboxes[number % 2])))
         #expect(
@@ -556,8 +556,8 @@ struct BatchTests {
     for (index, length) in [11, 10].enumerated() {
       #expect(batch.message(at: index).length == 10)
       #expect(batch.message(at: index).messageLength == length)
-      #expect(try batch.datagram(at: index).datagramLength == length)
-      #expect(try batch.datagram(at: index).isPayloadTruncated == (length > 10))
+      #expect(batch.datagram(at: index).datagramLength == length)
+      #expect(batch.datagram(at: index).isPayloadTruncated == (length > 10))
     }
   }
 
@@ -570,7 +570,7 @@ struct BatchTests {
     var batch = ReceiveBatch(capacity: 2, payloadCapacity: 10, controlCapacity: 8)
     #expect(try inbox.receive(into: &batch) == 2)
     for index in 0..<2 {
-      #expect(try batch.datagram(at: index).areTraitsTruncated)
+      #expect(batch.datagram(at: index).areTraitsTruncated)
       #expect(batch.message(at: index).flags == .controlTruncated)
       #expect(batch.payload(at: index) == [1])
     }

@@ -43,7 +43,7 @@ struct UDPSocketTests {
       #expect(bytes == payload)
       #expect(datagram.datagramLength == payload.count)
       #expect(datagram.source == (try outbox.localAddress()))
-      #expect(datagram.traits.isEmpty)
+      #expect(try datagram.traits.isEmpty)
       #expect(!datagram.isPayloadTruncated)
       #expect(!datagram.areTraitsTruncated)
     }

@@ -54,9 +54,10 @@ func passDatagram(
     throw LabError("\(what): the payload differs from what was sent")
   }
   guard !datagram.areTraitsTruncated else { throw LabError("\(what): its traits were cut off") }
+  let traits = try datagram.traits
 
   func check<Value>(_ name: String, _ key: TraitKey<Value>, _ right: [UInt8]) throws {
-    guard let got = datagram.traits.bytes(of: key.id) else {
+    guard let got = traits.bytes(of: key.id) else {
       throw LabError("\(what): there is no \(name) (key \(key.id))")
     }
     guard got == right else {
@@ -70,8 +71,8 @@ func passDatagram(
   try check("mark", keys.mark, mark)
   try check("flow", keys.flow, flow)
   try check("trace", keys.trace, TagProgram.value16(sequence))
-  guard datagram.traits.count == 3 else {
-    throw LabError("\(what): there are \(datagram.traits.count) traits and not 3: \(datagram.traits)")
+  guard traits.count == 3 else {
+    throw LabError("\(what): there are \(traits.count) traits and not 3: \(traits)")
   }
 
   if isShown {
@@ -79,9 +80,9 @@ func passDatagram(
       "  \(sequence)".padding(to: 6),
       datagram.source.map(\.description) ?? "?",
       "\(datagram.length) bytes",
-      "mark", hexadecimal(try datagram.traits.value(for: keys.mark) ?? 0, digits: 8),
-      "flow", hexadecimal(try datagram.traits.value(for: keys.flow) ?? 0, digits: 16),
-      "trace", hexadecimal(datagram.traits.bytes(of: keys.trace.id) ?? []))
+      "mark", hexadecimal(try traits.value(for: keys.mark) ?? 0, digits: 8),
+      "flow", hexadecimal(try traits.value(for: keys.flow) ?? 0, digits: 16),
+      "trace", hexadecimal(traits.bytes(of: keys.trace.id) ?? []))
   }
 }
 
