@@ -88,18 +88,19 @@ public struct Datagram: Sendable {
 /// When the socket is shut down for receiving (shutdown(2)), the sequence ends for
 /// all, after the datagrams that are there.
 ///
-/// The sequence has a descriptor of its own, by dup(2): the socket stays open,
-/// and its port taken, until both are gone.
+/// The sequence has a descriptor of its own, by dup(2). That of a ``UDPSocket`` is closed with
+/// the socket, which ends the sequence for all, after what is in its queue. If the sequence was
+/// made of a `FileDescriptor`, the socket stays open, and its port taken, until both are gone.
 public struct DatagramSequence: AsyncSequence, Sendable {
   public typealias Element = Datagram
   public typealias Failure = TraitError
 
-  private let inbox: Inbox
+  fileprivate let inbox: DatagramInbox
 
   fileprivate init(
     _ descriptor: FileDescriptor, queueCapacity: Int, payloadCapacity: Int
   ) throws(Errno) {
-    inbox = try Inbox(
+    inbox = try DatagramInbox(
       descriptor, queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
   }
 
@@ -107,14 +108,14 @@ public struct DatagramSequence: AsyncSequence, Sendable {
 
   /// Asks for one datagram after another.
   public struct AsyncIterator: AsyncIteratorProtocol {
-    fileprivate let inbox: Inbox
+    fileprivate let inbox: DatagramInbox
     private var hasEnded = false
 
-    fileprivate init(inbox: Inbox) { self.inbox = inbox }
+    fileprivate init(inbox: DatagramInbox) { self.inbox = inbox }
 
     /// The next datagram, or nil if the task has been cancelled, if the socket is
-    /// shut down for receiving and has none, or if there was nil or an error
-    /// before.
+    /// shut down for receiving and has none, if its owner has closed it, or if there was nil or
+    /// an error before.
     ///
     /// - Throws: ``TraitError/Code/systemCall`` with an error of recvmmsg(2) or
     ///   epoll_ctl(2). Then no datagram was taken from the queue.
@@ -147,17 +148,19 @@ public struct DatagramSequence: AsyncSequence, Sendable {
 }
 
 /// A socket and the datagrams that were received from it, but not asked for yet.
-private final class Inbox: Sendable {
+final class DatagramInbox: Sendable {
   private struct Queue: ~Copyable {
     var batch: ReceiveBatch
     /// How many of the batch are taken.
     var taken = 0
+    /// Whether the socket is closed.
+    var hasEnded = false
   }
 
   private let readiness: SocketReadiness
   private let queue: Mutex<Queue>
 
-  init(
+  fileprivate init(
     _ descriptor: FileDescriptor, queueCapacity: Int, payloadCapacity: Int
   ) throws(Errno) {
     readiness = try SocketReadiness(duplicating: descriptor)
@@ -165,8 +168,15 @@ private final class Inbox: Sendable {
       Queue(batch: ReceiveBatch(capacity: queueCapacity, payloadCapacity: payloadCapacity)))
   }
 
+  /// Closes the descriptor and resumes all waiters. What is in the queue can be taken still.
+  fileprivate func end() {
+    // From here on nobody uses the descriptor, and nobody is using it now.
+    queue.withLock { $0.hasEnded = true }
+    readiness.close()
+  }
+
   /// nil if the task has been cancelled, or if nothing can come any more.
-  func next(
+  fileprivate func next(
     isolation actor: isolated (any Actor)?, _ beforeWait: @Sendable () async -> Void
   ) async throws(TraitError) -> Datagram? {
     var isShutDown = false
@@ -196,6 +206,7 @@ private final class Inbox: Sendable {
     defer { if areMoreLeft { readiness.resumeAll() } }
     return try queue.withLock { queue throws(TraitError) in
       if queue.taken == queue.batch.count {
+        guard !queue.hasEnded else { return nil }
         queue.taken = 0
         do throws(Errno) {
           let count = try readiness.descriptor.receiveMessages(into: &queue.batch, flags: .doNotWait)
@@ -215,6 +226,33 @@ private final class Inbox: Sendable {
         flags: queue.batch.message(at: index).flags)
     }
   }
+}
+
+/// The sequences of a socket, which end with it.
+struct OwnedSequences: ~Copyable, Sendable {
+  /// Weak, as a sequence that nobody has any more is to go.
+  // Not private, or the compiler (6.3) fails over the mutex in another file's structure.
+  struct Entry {
+    weak var inbox: DatagramInbox?
+  }
+
+  private let entries = Mutex<[Entry]>([])
+
+  deinit { end() }
+
+  func add(_ sequence: DatagramSequence) {
+    entries.withLock {
+      $0.removeAll { $0.inbox == nil }
+      $0.append(Entry(inbox: sequence.inbox))
+    }
+  }
+
+  func end() {
+    for inbox in entries.withLock({ $0.compactMap(\.inbox) }) { inbox.end() }
+  }
+
+  /// Lets the sequences go on without the socket.
+  func forget() { entries.withLock { $0 = [] } }
 }
 
 extension FileDescriptor {
@@ -282,11 +320,15 @@ extension UDPSocket {
   ///   - payloadCapacity: How many bytes of a datagram's payload there is room
   ///     for: by default those of any UDP datagram. Memory is used for what
   ///     arrives, at most the product of both numbers.
+  /// - Returns: A sequence that ends when the socket is closed.
   /// - Throws: `EMFILE`, `EAGAIN` if the thread that waits for all sockets cannot
   ///   be made.
   public func datagrams(
     queueCapacity: Int = 16, payloadCapacity: Int = 65_535
   ) throws(Errno) -> DatagramSequence {
-    try unsafeFileDescriptor.datagrams(queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
+    let sequence = try unsafeFileDescriptor.datagrams(
+      queueCapacity: queueCapacity, payloadCapacity: payloadCapacity)
+    sequences.add(sequence)
+    return sequence
   }
 }

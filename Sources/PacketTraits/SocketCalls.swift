@@ -64,6 +64,28 @@ struct Transport {
   }
 }
 
+/// What of a socket is shut down.
+public struct ShutdownDirection: RawRepresentable, Hashable, Sendable {
+  public let rawValue: Int32
+
+  public init(rawValue: Int32) { self.rawValue = rawValue }
+
+  /// Nothing is received any more, but what is there.
+  ///
+  /// The corresponding C constant is `SHUT_RD`.
+  public static var receiving: ShutdownDirection { ShutdownDirection(rawValue: Int32(SHUT_RD)) }
+
+  /// Nothing is sent any more. A TCP peer reads to the end of the stream (FIN).
+  ///
+  /// The corresponding C constant is `SHUT_WR`.
+  public static var sending: ShutdownDirection { ShutdownDirection(rawValue: Int32(SHUT_WR)) }
+
+  /// Both.
+  ///
+  /// The corresponding C constant is `SHUT_RDWR`.
+  public static var both: ShutdownDirection { ShutdownDirection(rawValue: Int32(SHUT_RDWR)) }
+}
+
 extension FileDescriptor {
   func bindSocket(to address: InternetAddress) throws(Errno) {
     guard address.withSockaddr({ bind(rawValue, $0, $1) }) == 0 else { throw Errno.current }
@@ -124,6 +146,11 @@ extension FileDescriptor {
     guard flags >= 0 else { throw Errno.current }
     let wanted = isNonblocking ? flags | O_NONBLOCK : flags & ~O_NONBLOCK
     guard wanted == flags || fcntl(rawValue, F_SETFL, wanted) == 0 else { throw Errno.current }
+  }
+
+  /// - Throws: What shutdown(2) names.
+  func shutdownSocket(_ direction: ShutdownDirection) throws(Errno) {
+    guard shutdown(rawValue, direction.rawValue) == 0 else { throw Errno.current }
   }
 
   /// Closes the descriptor, which is gone also if that fails.

@@ -44,10 +44,12 @@ package final class SocketReadiness: Sendable {
     var tellsChanges = false
     /// Why nobody tells of this socket any more.
     var failure: Errno?
+    /// Whether ``close()`` has closed the descriptor.
+    var isClosed = false
   }
 
   /// A duplicate of the caller's, so that the number stays this socket's when
-  /// the caller closes his.
+  /// the caller closes his. Not to be used after ``close()``.
   package let descriptor: FileDescriptor
   private let direction: Direction
   private let poller: SocketPoller
@@ -76,11 +78,25 @@ package final class SocketReadiness: Sendable {
     try poller.add(self, token)
   }
 
-  deinit {
+  deinit { close() }
+
+  /// Closes the descriptor and resumes all waiters. Later waits return at once, and
+  /// ``foundNothing()`` says that the socket is shut down.
+  ///
+  /// The poller's thread may hold this object for a moment longer than its owner does. So an
+  /// owner whose socket has to be closed when it says so calls this function, and does not
+  /// rely on `deinit`.
+  package func close() {
     poller.remove(token)
-    // By hand: to close it is not enough where the caller's is still open.
-    _ = ctraits_epoll_forget(poller.epoll, descriptor.rawValue)
-    try? descriptor.close()
+    state.withLock { state in
+      guard !state.isClosed else { return }
+      state.isClosed = true
+      // epoll(7) forgets a file when its last descriptor is closed, and the caller's may stay
+      // open.
+      _ = ctraits_epoll_forget(poller.epoll, descriptor.rawValue)
+      try? descriptor.close()
+    }
+    endWaits(.success(()))
   }
 
   /// Changes with each end of waits. To be read before one looks whether there
@@ -104,7 +120,7 @@ package final class SocketReadiness: Sendable {
         // Who cancels marks the task first and then takes the lock: either the
         // mark is seen here, or the continuation is found there.
         let outcome = state.withLock { state -> Result<Void, Errno>? in
-          if Task.isCancelled { return .success(()) }
+          if Task.isCancelled || state.isClosed { return .success(()) }
           if let failure = state.failure { return .failure(failure) }
           if state.generation != generation { return .success(()) }
           if !state.tellsChanges, !watch(CTRAITS_READINESS_ONCE) { return .failure(.current) }
@@ -151,7 +167,9 @@ package final class SocketReadiness: Sendable {
   ///   came before that may be there.
   /// - Throws: What epoll_ctl(2) names.
   package func foundNothing() throws(Errno) -> Bool {
-    let found = SocketWait.look(descriptor, for: direction.events)
+    let found = state.withLock {
+      $0.isClosed ? POLLHUP : SocketWait.look(descriptor, for: direction.events)
+    }
     guard found & (POLLHUP | CTRAITS_POLLRDHUP) == 0 else { return false }
     if found & (POLLIN | POLLOUT | POLLERR) != 0 { try tellChanges() }
     return true
@@ -162,7 +180,7 @@ package final class SocketReadiness: Sendable {
   /// - Throws: What epoll_ctl(2) names.
   func tellChanges() throws(Errno) {
     try state.withLock { state throws(Errno) in
-      guard !state.tellsChanges else { return }
+      guard !state.tellsChanges, !state.isClosed else { return }
       // This tells at once, too, of what is there already.
       guard watch(CTRAITS_READINESS_CHANGES) else { throw Errno.current }
       state.tellsChanges = true
@@ -181,6 +199,10 @@ struct ReadinessSlot: ~Copyable, Sendable {
   private let made = Mutex<SocketReadiness?>(nil)
 
   init(for direction: SocketReadiness.Direction) { self.direction = direction }
+
+  // So that the socket is closed when its owner has been, and not when the poller's thread has
+  // let go of it.
+  deinit { made.withLock { $0 }?.close() }
 
   /// - Parameter descriptor: The socket, the same each time.
   /// - Throws: As ``SocketReadiness/init(duplicating:for:)``.

@@ -380,38 +380,14 @@ public struct TCPConnection: ~Copyable, Sendable {
     try unsafeFileDescriptor.setOption(Int32(IPPROTO_TCP), TCP_NODELAY, Int32(isOn ? 1 : 0))
   }
 
-  /// What of a connection is shut down.
-  public struct Direction: RawRepresentable, Hashable, Sendable {
-    public let rawValue: Int32
-
-    public init(rawValue: Int32) { self.rawValue = rawValue }
-
-    /// Nothing is received any more, but what is there.
-    ///
-    /// The corresponding C constant is `SHUT_RD`.
-    public static var receiving: Direction { Direction(rawValue: Int32(SHUT_RD)) }
-
-    /// Nothing is sent any more: the peer reads to the end of the stream (FIN).
-    ///
-    /// The corresponding C constant is `SHUT_WR`.
-    public static var sending: Direction { Direction(rawValue: Int32(SHUT_WR)) }
-
-    /// Both.
-    ///
-    /// The corresponding C constant is `SHUT_RDWR`.
-    public static var both: Direction { Direction(rawValue: Int32(SHUT_RDWR)) }
-  }
-
   /// Shuts down one direction or both, for all who have a descriptor of the socket. Whoever
   /// waits is told.
   ///
   /// The corresponding C function is `shutdown`.
   ///
   /// - Throws: `ENOTCONN` if the connection is gone, what else shutdown(2) names.
-  public func shutdown(_ direction: Direction) throws(Errno) {
-    guard Glibc.shutdown(unsafeFileDescriptor.rawValue, direction.rawValue) == 0 else {
-      throw Errno.current
-    }
+  public func shutdown(_ direction: ShutdownDirection) throws(Errno) {
+    try unsafeFileDescriptor.shutdownSocket(direction)
   }
 
   // MARK: Receiving

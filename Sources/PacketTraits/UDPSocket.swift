@@ -29,17 +29,22 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// may be another file's as soon as the socket is gone: of a temporary value, as in
   /// `try UDPSocket(.ipv4).unsafeFileDescriptor`, that is at once. Prefer
   /// ``withFileDescriptor(_:)``.
-  public let unsafeFileDescriptor: FileDescriptor
+  public var unsafeFileDescriptor: FileDescriptor { owner.borrowed }
 
   /// Calls `body` with the socket's descriptor. The socket stays open until it returns.
   ///
+  private let owner: OwnedDescriptor
+  private let receiving = ReadinessSlot(for: .receiving)
+  private let sending = ReadinessSlot(for: .sending)
+  let sequences = OwnedSequences()
+
   /// - Parameter body: Uses the descriptor. It must neither close it nor keep it.
   /// - Returns: What `body` returns.
   /// - Throws: What `body` throws.
   public func withFileDescriptor<Result: ~Copyable, Failure: Error>(
     _ body: (FileDescriptor) throws(Failure) -> Result
   ) throws(Failure) -> Result {
-    try body(unsafeFileDescriptor)
+    try body(owner.borrowed)
   }
 
   /// Opens a socket. One of IPv6 takes IPv4 as well, whatever the parameter
@@ -51,7 +56,7 @@ public struct UDPSocket: ~Copyable, Sendable {
   /// - Throws: `EAFNOSUPPORT` if the kernel lacks this version of IP, `EMFILE`,
   ///   what else socket(2) names.
   public init(_ family: InternetAddress.Family) throws(Errno) {
-    unsafeFileDescriptor = try Transport.udp.open(family)
+    self.init(OwnedDescriptor(try Transport.udp.open(family)))
   }
 
   /// Takes over the descriptor of a UDP socket, whose options stay as they are.
@@ -61,32 +66,59 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   is still the caller's to close.
   public init(owning descriptor: FileDescriptor) throws(TraitError) {
     try Transport.udp.require(descriptor)
-    unsafeFileDescriptor = descriptor
+    self.init(OwnedDescriptor(descriptor))
   }
 
-  deinit {
-    // Nobody is there to be told of an error; close() has who wants to know.
-    try? unsafeFileDescriptor.close()
-  }
+  /// Takes over a socket of any kind: tests have those that become full.
+  init(_ owner: consuming OwnedDescriptor) { self.owner = owner }
 
-  /// Closes the socket, which is gone also if that fails.
+  /// Closes the socket. It is gone even if this throws.
+  ///
+  /// The sequences of ``datagrams(queueCapacity:payloadCapacity:)`` end, after what is in their
+  /// queues, and the port is free when this returns. The same holds for a socket that goes out of
+  /// scope.
   ///
   /// The corresponding C function is `close`.
   ///
   /// - Throws: `EBADF` if somebody else has closed it, what else close(2) names.
   public consuming func close() throws(Errno) {
-    try release().closeOnce()
+    sequences.end()
+    try owner.close()
   }
 
   /// Gives up the socket without closing it: the caller owns the descriptor.
   public consuming func release() -> FileDescriptor {
-    let descriptor = unsafeFileDescriptor
-    discard self
-    return descriptor
+    sequences.forget()
+    return owner.release()
+  }
+
+  /// Shuts down one direction or both, for all who have a descriptor of the socket. The socket
+  /// stays open, and bound to its port.
+  ///
+  /// Callers that wait for a datagram return at once, and sequences end after what is there.
+  ///
+  /// The corresponding C function is `shutdown`.
+  ///
+  /// - Parameter direction: For ``ShutdownDirection/sending``, sending fails with `EPIPE` from
+  ///   now on. For ``ShutdownDirection/receiving`` nothing is waited for any more, though Linux
+  ///   goes on taking datagrams.
+  /// - Throws: What shutdown(2) names, without `ENOTCONN`: the kernel says so of a socket that
+  ///   is not connected, and shuts it down nevertheless.
+  public func shutdown(_ direction: ShutdownDirection) throws(Errno) {
+    do throws(Errno) {
+      try unsafeFileDescriptor.shutdownSocket(direction)
+    } catch {
+      guard error == .socketNotConnected else { throw error }
+    }
   }
 
   // MARK: Addresses
 
+  ///
+  /// Sequences of it go on, as those of a descriptor: see
+  /// `FileDescriptor.datagrams(queueCapacity:payloadCapacity:)`.
+  ///
+  /// - Returns: The descriptor.
   /// Binds the socket to a local address.
   ///
   /// The corresponding C function is `bind`.
@@ -337,10 +369,8 @@ public struct UDPSocket: ~Copyable, Sendable {
   ///   ``TraitError/Code/wouldBlock``.
   /// - Throws: ``TraitError/Code/wouldBlock`` if nothing came within the
   ///   time-out of ``setReceiveTimeout(_:)``, or at all without waiting;
-  ///   ``TraitError/Code/systemCall`` with another error of recv(2);
-  ///   ``TraitError/Code/malformedControlData`` or
-  ///   ``TraitError/Code/malformedRecords`` if the kernel gave no control
-  ///   messages or no records. Then the datagram is lost.
+  ///   ``TraitError/Code/systemCall`` with another error of recv(2). Then no datagram was taken
+  ///   from the queue. Traits that cannot be read are an error of ``ReceivedDatagram/traits``.
   public func receive(
     into payload: inout MutableRawSpan, flags: MessageFlags = []
   ) throws(TraitError) -> ReceivedDatagram {

@@ -26,26 +26,6 @@ struct DatagramSequenceTests {
     try UDPSocket(destination.family).send(payload.span.bytes, to: destination)
   }
 
-  /// Waits until `condition` holds: nothing that is waited for here takes that
-  /// long, unless it never comes.
-  private func until(
-    sourceLocation: SourceLocation = #_sourceLocation, _ condition: () throws -> Bool
-  ) async throws {
-    let end = ContinuousClock.now + hangLimit
-    while try !condition(), ContinuousClock.now < end { try await Task.sleep(for: .milliseconds(1)) }
-    try #require(try condition(), "it has not come within \(hangLimit)", sourceLocation: sourceLocation)
-  }
-
-  /// What a task gives that is not to wait for ever: it is cancelled then.
-  private func outcome<Value: Sendable>(_ task: Task<Value, any Error>) async throws -> Value {
-    let limit = Task {
-      try await Task.sleep(for: hangLimit)
-      task.cancel()
-    }
-    defer { limit.cancel() }
-    return try await task.value
-  }
-
   /// Leaves an error in the socket's queue of errors, which nobody reads: from
   /// then on poll(2) says "error" without an end.
   private func leaveError(_ socket: borrowing UDPSocket) throws {
@@ -187,7 +167,9 @@ struct DatagramSequenceTests {
     for _ in 0..<min(count, 256) {
       let inbox = try loopbackSocket()
       destinations.append(try inbox.localAddress())
-      let sequence = try inbox.datagrams(queueCapacity: 1, payloadCapacity: 16)
+      let descriptor = inbox.release()
+      defer { try? descriptor.close() }
+      let sequence = try descriptor.datagrams(queueCapacity: 1, payloadCapacity: 16)
       tasks.append(
         Task {
           begun.add(0)
@@ -597,9 +579,11 @@ struct DatagramSequenceTests {
         // An address that no other test has.
         try inbox.bind(to: try #require(InternetAddress("127.0.0.17", port: 0)))
         destination = try inbox.localAddress()
-        sequence = try inbox.datagrams()
+        let descriptor = inbox.release()
+        sequence = try descriptor.datagrams()
+        try descriptor.close()
       }
-      // The socket that it was made of is closed.
+      // The descriptor that it was made of is closed.
       try send([3], to: destination)
       var iterator = sequence.makeAsyncIterator()
       #expect(try await iterator.next()?.payload == [3])

@@ -2,6 +2,7 @@
 
 import Glibc
 import NetworkLab
+import Synchronization
 import SystemPackage
 import Testing
 
@@ -82,4 +83,33 @@ func expectTimeout(
 /// Whether there is no room for a single byte to be sent.
 func isFull(_ descriptor: FileDescriptor) -> Bool {
   SocketWait.look(descriptor, for: POLLOUT) == 0
+}
+
+/// What a task gives that is not to wait for ever: it is cancelled after ``hangLimit``.
+func outcome<Value: Sendable>(_ task: Task<Value, any Error>) async throws -> Value {
+  let limit = Task {
+    try await Task.sleep(for: hangLimit)
+    task.cancel()
+  }
+  defer { limit.cancel() }
+  return try await task.value
+}
+
+/// Waits until `condition` holds: nothing that is waited for here takes that long, unless it never
+/// comes.
+func until(
+  sourceLocation: SourceLocation = #_sourceLocation, _ condition: () throws -> Bool
+) async throws {
+  let end = ContinuousClock.now + hangLimit
+  while try !condition(), ContinuousClock.now < end { try await Task.sleep(for: .milliseconds(1)) }
+  try #require(try condition(), "it has not come within \(hangLimit)", sourceLocation: sourceLocation)
+}
+
+/// How often something happened in several tasks.
+final class Counter: Sendable {
+  private let number = Atomic(0)
+
+  func count() { number.add(1, ordering: .relaxed) }
+
+  var value: Int { number.load(ordering: .relaxed) }
 }

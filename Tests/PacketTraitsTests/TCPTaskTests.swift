@@ -35,16 +35,6 @@ private final class SharedListener: Sendable {
 struct TCPTaskTests {
   static let families = InternetAddress.Family.allCases
 
-  /// What a task gives that is not to wait for ever: it is cancelled then.
-  private func outcome<Value: Sendable>(_ task: Task<Value, any Error>) async throws -> Value {
-    let limit = Task {
-      try await Task.sleep(for: hangLimit)
-      task.cancel()
-    }
-    defer { limit.cancel() }
-    return try await task.value
-  }
-
   /// Expects that a task which waits ends by being cancelled, whenever that is.
   private func expectCancelled(
     sourceLocation: SourceLocation = #_sourceLocation,
