@@ -206,6 +206,7 @@ extension FileDescriptor {
   /// - Throws: `EAGAIN` if nothing came within the socket's time-out, or at all
   ///   without waiting; `EINTR` if a signal came and `retryOnInterrupt` is
   ///   false; `ENOTSOCK`; what else recv(2) names.
+  @available(*, noasync, message: "It may wait in its thread: in a task, use UDPSocket or TCPConnection, or call it with .doNotWait in a synchronous function")
   public func receiveMessage(
     into payload: inout MutableRawSpan,
     control: inout MutableRawSpan,

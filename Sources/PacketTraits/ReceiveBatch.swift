@@ -107,6 +107,15 @@ public struct ReceiveBatch: ~Copyable, @unchecked Sendable {
     return result
   }
 
+  /// Holds what the kernel gives of a socket that is shut down and has no datagram: one
+  /// without bytes and source.
+  fileprivate mutating func receiveNothing() {
+    headers[0] = ctraits_mmsghdr()
+    count = 1
+  }
+
+  fileprivate mutating func clear() { count = 0 }
+
   private func check(_ index: Int) {
     precondition(index >= 0 && index < count, "the batch has no datagram of this index")
   }
@@ -190,6 +199,7 @@ extension FileDescriptor {
   /// - Returns: How many messages came: 1 or more.
   /// - Throws: As ``receiveMessage(into:control:flags:retryOnInterrupt:)``. An
   ///   error behind the first message is thrown by the next call.
+  @available(*, noasync, message: "It may wait in its thread: in a task, use UDPSocket, or call it with .doNotWait in a synchronous function")
   @discardableResult
   public func receiveMessages(
     into batch: inout ReceiveBatch, flags: MessageFlags = [], retryOnInterrupt: Bool = true
@@ -218,10 +228,59 @@ extension UDPSocket {
   public func receive(
     into batch: inout ReceiveBatch, flags: MessageFlags = []
   ) throws(TraitError) -> Int {
+    try receiveNow(&batch, flags)
+  }
+
+  /// Receives several datagrams with one system call; the task is suspended until there is
+  /// one.
+  ///
+  /// The time-out of ``setReceiveTimeout(_:)`` does not hold here: a task waits until it is
+  /// cancelled.
+  ///
+  /// - Parameters:
+  ///   - batch: Where the datagrams go, in place of what is there.
+  ///   - flags: ``MessageFlags/doNotWait`` or none.
+  /// - Returns: How many datagrams came, as the blocking method.
+  /// - Throws: As the `async` `receive(into:flags:isolation:)` for one datagram. Then the batch
+  ///   is empty.
+  @discardableResult
+  public func receive(
+    into batch: inout ReceiveBatch, flags: MessageFlags = [],
+    isolation actor: isolated (any Actor)? = #isolation
+  ) async throws(TraitError) -> Int {
+    var generation: UInt64?
+    var canCome = true
+    while true {
+      if let count = try receiveIfThere(&batch, flags) { return count }
+      guard canCome else {
+        batch.receiveNothing()
+        return 1
+      }
+      canCome = try await waitToReceive(&generation, actor)
+    }
+  }
+
+  private func receiveNow(
+    _ batch: inout ReceiveBatch, _ flags: MessageFlags
+  ) throws(TraitError) -> Int {
     do throws(Errno) {
       return try unsafeFileDescriptor.receiveMessages(into: &batch, flags: flags)
     } catch {
       throw TraitError(receiving: error)
+    }
+  }
+
+  /// nil if there is nothing now.
+  private func receiveIfThere(
+    _ batch: inout ReceiveBatch, _ flags: MessageFlags
+  ) throws(TraitError) -> Int? {
+    batch.clear()
+    guard !Task.isCancelled else { throw TraitError(cancelled: "datagrams were waited for") }
+    do throws(TraitError) {
+      return try receiveNow(&batch, flags.union(.doNotWait))
+    } catch {
+      guard error.code == .wouldBlock, !flags.contains(.doNotWait) else { throw error }
+      return nil
     }
   }
 }

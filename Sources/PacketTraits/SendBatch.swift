@@ -213,6 +213,7 @@ extension FileDescriptor {
   ///     counts anew for each system call.
   /// - Returns: Of each message how many bytes of payload were sent, or the
   ///   error, as ``sendMessage(_:to:control:flags:retryOnInterrupt:)`` throws it.
+  @available(*, noasync, message: "It may wait in its thread: in a task, use UDPSocket, or call it with .doNotWait in a synchronous function")
   public func sendMessages(
     _ batch: SendBatch, flags: MessageFlags = [], retryOnInterrupt: Bool = true
   ) -> [Result<Int, Errno>] {
@@ -238,8 +239,57 @@ extension UDPSocket {
     _ batch: SendBatch, flags: MessageFlags = []
   ) throws(TraitError) -> [Result<Int, TraitError>] {
     if batch.hasTraits { try unsafeFileDescriptor.requireSentTraits() }
-    return unsafeFileDescriptor.sendMessages(batch, flags: flags).enumerated().map { index, result in
-      result.mapError { TraitError(sending: batch.traits(at: index), $0) }
+    return results(of: batch, sendNow(batch, flags))
+  }
+
+  /// Sends several datagrams, in their order; the task is suspended until there is room for
+  /// them. One that fails does not keep back those behind it.
+  ///
+  /// The time-out of ``setSendTimeout(_:)`` does not hold here: a task waits until it is
+  /// cancelled.
+  ///
+  /// - Parameters:
+  ///   - batch: The datagrams.
+  ///   - flags: ``MessageFlags/doNotWait`` or none.
+  /// - Returns: Of each datagram how many bytes of payload were sent, or the error. If the task
+  ///   is cancelled, the datagrams that were not sent fail with ``TraitError/Code/cancelled``;
+  ///   if the socket cannot be waited for, with ``TraitError/Code/systemCall``.
+  /// - Throws: As the blocking method. Then nothing was sent.
+  public func send(
+    _ batch: SendBatch, flags: MessageFlags = [],
+    isolation actor: isolated (any Actor)? = #isolation
+  ) async throws(TraitError) -> [Result<Int, TraitError>] {
+    if batch.hasTraits { try unsafeFileDescriptor.requireSentTraits() }
+    var results: [Result<Int, TraitError>] = []
+    var rest = batch
+    var generation: UInt64?
+    do throws(TraitError) {
+      while true {
+        guard !Task.isCancelled else { throw TraitError(cancelled: "datagrams were to be sent") }
+        let outcomes = sendNow(rest, flags.union(.doNotWait))
+        let done =
+          flags.contains(.doNotWait)
+          ? outcomes.count
+          : outcomes.firstIndex { $0 == .failure(.wouldBlock) } ?? outcomes.count
+        results += self.results(of: rest, outcomes[..<done])
+        guard done < outcomes.count else { return results }
+        rest.removeFirst(done)
+        try await waitToSend(&generation, actor)
+      }
+    } catch {
+      return results + repeatElement(.failure(error), count: batch.count - results.count)
+    }
+  }
+
+  private func sendNow(_ batch: SendBatch, _ flags: MessageFlags) -> [Result<Int, Errno>] {
+    unsafeFileDescriptor.sendMessages(batch, flags: flags)
+  }
+
+  private func results(
+    of batch: SendBatch, _ outcomes: some Sequence<Result<Int, Errno>>
+  ) -> [Result<Int, TraitError>] {
+    outcomes.enumerated().map { index, outcome in
+      outcome.mapError { TraitError(sending: batch.traits(at: index), $0) }
     }
   }
 }

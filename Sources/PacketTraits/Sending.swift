@@ -68,6 +68,7 @@ extension FileDescriptor {
   ///   together with those of ``setSentTraits(_:)``; `ENOBUFS` if there is no
   ///   memory for them. `EAGAIN`, `EINTR`, `EDESTADDRREQ`, `EMSGSIZE`, what else
   ///   send(2) names. Then nothing was sent.
+  @available(*, noasync, message: "It may wait in its thread: in a task, use UDPSocket or TCPConnection, or call it with .doNotWait in a synchronous function")
   @discardableResult
   public func sendMessage(
     _ payload: RawSpan, to destination: InternetAddress? = nil, control: ControlData,
@@ -95,6 +96,7 @@ extension FileDescriptor {
   ///   - retryOnInterrupt: As with control data.
   /// - Returns: How many bytes of payload were sent.
   /// - Throws: As with control data.
+  @available(*, noasync, message: "It may wait in its thread: in a task, use UDPSocket or TCPConnection, or call it with .doNotWait in a synchronous function")
   @discardableResult
   public func sendMessage(
     _ payload: RawSpan, to destination: InternetAddress? = nil, traits: Traits = Traits(),
@@ -119,6 +121,7 @@ extension FileDescriptor {
   ///     thrown. What is behind them has not been sent then.
   /// - Throws: As ``sendMessage(_:to:traits:flags:retryOnInterrupt:)``, `EPIPE` if the connection is shut
   ///   down for sending, `ECONNRESET`, what else tcp(7) names.
+  @available(*, noasync, message: "It may wait in its thread: in a task, use TCPConnection, or call it with .doNotWait in a synchronous function")
   public func sendAll(
     _ bytes: RawSpan, traits: Traits = Traits(), flags: MessageFlags = [], sent: inout Int
   ) throws(Errno) {

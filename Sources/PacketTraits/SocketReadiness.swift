@@ -220,16 +220,21 @@ struct ReadinessSlot: ~Copyable, Sendable {
   /// at once.
   ///
   /// - Parameter generation: nil at first; set to that of the next look.
+  /// - Returns: Whether something can come. If not, there was no wait, as it would never end:
+  ///   the next look finds what was there before the socket was shut down.
+  @discardableResult
   func wait(
     for descriptor: FileDescriptor, since generation: inout UInt64?,
     isolation actor: isolated (any Actor)?
-  ) async throws(Errno) {
+  ) async throws(Errno) -> Bool {
     let readiness = try readiness(of: descriptor)
-    // Where nothing can come any more, the next look has that, and no wait would end.
-    if let since = generation, try readiness.foundNothing() {
-      try await readiness.wait(since: since)
+    var canCome = true
+    if let since = generation {
+      canCome = try readiness.foundNothing()
+      if canCome { try await readiness.wait(since: since) }
     }
     generation = readiness.generation
+    return canCome
   }
 }
 

@@ -592,20 +592,28 @@ public struct TCPConnection: ~Copyable, Sendable {
     var generation: UInt64?
     while true {
       guard !Task.isCancelled else { throw TraitError(cancelled: "bytes were to be sent") }
-      do throws(Errno) {
-        return try unsafeFileDescriptor.sendMessage(
-          bytes, traits: traits, flags: flags.union(.doNotWait))
-      } catch {
-        guard error == .wouldBlock, !flags.contains(.doNotWait) else {
-          throw TraitError(writing: traits, error)
-        }
-      }
+      if let sent = try sendIfRoom(bytes, traits, flags) { return sent }
       do throws(Errno) {
         try await sending.wait(for: unsafeFileDescriptor, since: &generation, isolation: actor)
       } catch {
         throw TraitError(
           .systemCall, "room for bytes cannot be waited for", underlyingError: error)
       }
+    }
+  }
+
+  /// nil if there is no room now.
+  private func sendIfRoom(
+    _ bytes: RawSpan, _ traits: Traits, _ flags: MessageFlags
+  ) throws(TraitError) -> Int? {
+    do throws(Errno) {
+      return try unsafeFileDescriptor.sendMessage(
+        bytes, traits: traits, flags: flags.union(.doNotWait))
+    } catch {
+      guard error == .wouldBlock, !flags.contains(.doNotWait) else {
+        throw TraitError(writing: traits, error)
+      }
+      return nil
     }
   }
 

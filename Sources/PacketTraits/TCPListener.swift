@@ -268,6 +268,7 @@ extension FileDescriptor {
   /// - Throws: `EAGAIN` if there was none within the socket's time-out, or at all if it is
   ///   nonblocking; `EINTR` if a signal came and `retryOnInterrupt` is false; `EINVAL` if it does
   ///   not listen; what else accept(2) names.
+  @available(*, noasync, message: "It waits in its thread: in a task, use TCPListener")
   public func acceptSocket(retryOnInterrupt: Bool = true) throws(Errno) -> AcceptedSocket {
     let wait = SocketWait.toReceive(self, isAllowed: true, retryOnInterrupt: retryOnInterrupt)
     var peer: InternetAddress?

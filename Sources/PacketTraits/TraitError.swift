@@ -94,7 +94,7 @@ extension TraitError {
     /// The corresponding error is `EAGAIN`.
     public static var wouldBlock: Code { Code(storage: .wouldBlock) }
 
-    /// The task was cancelled before an async method of a socket of TCP had an outcome.
+    /// The task was cancelled before an async method of a socket had an outcome.
     ///
     /// The corresponding error is `ECANCELED`.
     public static var cancelled: Code { Code(storage: .cancelled) }

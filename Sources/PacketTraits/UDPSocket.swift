@@ -18,13 +18,26 @@ public import SystemPackage
 /// print(try datagram.traits.value(for: flow) ?? 0)
 /// ```
 ///
+/// Receiving and sending come in pairs: a blocking method and an `async` one. In an async function the
+/// compiler picks the latter, which needs `await`. A task that waits takes up no thread. If the
+/// task is cancelled the method throws ``TraitError/Code/cancelled``, and no datagram is lost. A
+/// call that can complete at once does not suspend: in a tight loop call `Task.yield()`. Several
+/// tasks may use one socket at once; each datagram goes to one of them. For each of both
+/// directions in which a task has waited the socket has another descriptor, by dup(2), until it is
+/// closed.
+///
 /// Descriptors that it makes are close-on-exec; one that it takes over stays as it
 /// is. For a socket that somebody else owns, the
 /// system calls that deal in traits are in an extension of `FileDescriptor`.
 ///
 /// What any UDP socket can do throws `Errno`, what has to do with traits throws
-/// ``TraitError``.
+/// ``TraitError``, and so does every `async` method.
 public struct UDPSocket: ~Copyable, Sendable {
+  private let owner: OwnedDescriptor
+  private let receiving = ReadinessSlot(for: .receiving)
+  private let sending = ReadinessSlot(for: .sending)
+  let sequences = OwnedSequences()
+
   /// The socket's descriptor, which the `UDPSocket` owns. It must not be closed, and its number
   /// may be another file's as soon as the socket is gone: of a temporary value, as in
   /// `try UDPSocket(.ipv4).unsafeFileDescriptor`, that is at once. Prefer
@@ -33,11 +46,6 @@ public struct UDPSocket: ~Copyable, Sendable {
 
   /// Calls `body` with the socket's descriptor. The socket stays open until it returns.
   ///
-  private let owner: OwnedDescriptor
-  private let receiving = ReadinessSlot(for: .receiving)
-  private let sending = ReadinessSlot(for: .sending)
-  let sequences = OwnedSequences()
-
   /// - Parameter body: Uses the descriptor. It must neither close it nor keep it.
   /// - Returns: What `body` returns.
   /// - Throws: What `body` throws.
@@ -87,6 +95,11 @@ public struct UDPSocket: ~Copyable, Sendable {
   }
 
   /// Gives up the socket without closing it: the caller owns the descriptor.
+  ///
+  /// Sequences of it go on, as those of a descriptor: see
+  /// `FileDescriptor.datagrams(queueCapacity:payloadCapacity:)`.
+  ///
+  /// - Returns: The descriptor.
   public consuming func release() -> FileDescriptor {
     sequences.forget()
     return owner.release()
@@ -114,11 +127,6 @@ public struct UDPSocket: ~Copyable, Sendable {
 
   // MARK: Addresses
 
-  ///
-  /// Sequences of it go on, as those of a descriptor: see
-  /// `FileDescriptor.datagrams(queueCapacity:payloadCapacity:)`.
-  ///
-  /// - Returns: The descriptor.
   /// Binds the socket to a local address.
   ///
   /// The corresponding C function is `bind`.
@@ -374,6 +382,12 @@ public struct UDPSocket: ~Copyable, Sendable {
   public func receive(
     into payload: inout MutableRawSpan, flags: MessageFlags = []
   ) throws(TraitError) -> ReceivedDatagram {
+    try receiveNow(&payload, flags)
+  }
+
+  private func receiveNow(
+    _ payload: inout MutableRawSpan, _ flags: MessageFlags
+  ) throws(TraitError) -> ReceivedDatagram {
     let message: ReceivedMessage
     var control = ReceivedControl()
     do throws(Errno) {
@@ -399,6 +413,175 @@ public struct UDPSocket: ~Copyable, Sendable {
   ) throws(TraitError) -> ReceivedDatagram {
     var elements = payload.mutableSpan
     var bytes = elements.mutableBytes
-    return try receive(into: &bytes, flags: flags)
+    return try receiveNow(&bytes, flags)
+  }
+
+  // MARK: Datagrams, in tasks
+
+  /// Receives one datagram; the task is suspended until there is one.
+  ///
+  /// The time-out of ``setReceiveTimeout(_:)`` does not hold here: a task waits until it is
+  /// cancelled.
+  ///
+  /// - Parameters:
+  ///   - payload: Where the payload goes. What does not fit is lost, which the result tells.
+  ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
+  /// - Returns: What came; as the blocking method if the socket is shut down for receiving.
+  /// - Throws: ``TraitError/Code/cancelled`` if the task is cancelled;
+  ///   ``TraitError/Code/wouldBlock`` only with ``MessageFlags/doNotWait``;
+  ///   ``TraitError/Code/systemCall`` with an error of recv(2) or epoll_ctl(2), `EMFILE` for
+  ///   the second descriptor, or `EAGAIN` if the thread that waits for all sockets cannot be
+  ///   made. Then no datagram was taken from the queue.
+  public func receive(
+    into payload: inout MutableRawSpan, flags: MessageFlags = [],
+    isolation actor: isolated (any Actor)? = #isolation
+  ) async throws(TraitError) -> ReceivedDatagram {
+    var generation: UInt64?
+    var canCome = true
+    while true {
+      if let datagram = try receiveIfThere(&payload, flags) { return datagram }
+      guard canCome else { return .none }
+      canCome = try await waitToReceive(&generation, actor)
+    }
+  }
+
+  /// Receives one datagram into an array, whose length stays as it is; the task is suspended
+  /// until there is one. The payload is the first ``ReceivedDatagram/length`` elements.
+  ///
+  /// - Parameters:
+  ///   - payload: As many elements as there is to be room for.
+  ///   - flags: ``MessageFlags/peek``, ``MessageFlags/doNotWait``, or none.
+  /// - Returns: What came, as with a span.
+  /// - Throws: As with a span.
+  public func receive(
+    into payload: inout [UInt8], flags: MessageFlags = [],
+    isolation actor: isolated (any Actor)? = #isolation
+  ) async throws(TraitError) -> ReceivedDatagram {
+    var generation: UInt64?
+    var canCome = true
+    while true {
+      do {
+        var elements = payload.mutableSpan
+        var bytes = elements.mutableBytes
+        if let datagram = try receiveIfThere(&bytes, flags) { return datagram }
+      }
+      guard canCome else { return .none }
+      canCome = try await waitToReceive(&generation, actor)
+    }
+  }
+
+  /// Sends one datagram; the task is suspended until there is room for it.
+  ///
+  /// The time-out of ``setSendTimeout(_:)`` does not hold here: a task waits until it is
+  /// cancelled.
+  ///
+  /// - Parameters:
+  ///   - payload: The whole datagram.
+  ///   - destination: Where to; nil for where ``connect(to:)`` said.
+  ///   - traits: Of this datagram alone, over those of ``setSentTraits(_:)``.
+  ///   - flags: ``MessageFlags/doNotWait``, ``MessageFlags/more``, or none.
+  /// - Returns: How many bytes of payload were sent: all.
+  /// - Throws: ``TraitError/Code/cancelled`` if the task is cancelled;
+  ///   ``TraitError/Code/wouldBlock`` only with ``MessageFlags/doNotWait``;
+  ///   ``TraitError/Code/systemCall`` also with an error of epoll_ctl(2), `EMFILE` for the
+  ///   second descriptor, or `EAGAIN` if the thread that waits for all sockets cannot be made;
+  ///   otherwise as the blocking method with traits. Then nothing was sent.
+  @discardableResult
+  public func send(
+    _ payload: RawSpan, to destination: InternetAddress? = nil, traits: Traits = Traits(),
+    flags: MessageFlags = [], isolation actor: isolated (any Actor)? = #isolation
+  ) async throws(TraitError) -> Int {
+    if !traits.isEmpty { try unsafeFileDescriptor.requireSentTraits() }
+    var generation: UInt64?
+    while true {
+      let sent = try ifRoom(flags, traits) { flags throws(Errno) in
+        try unsafeFileDescriptor.sendMessage(payload, to: destination, traits: traits, flags: flags)
+      }
+      if let sent { return sent }
+      try await waitToSend(&generation, actor)
+    }
+  }
+
+  /// Sends one datagram with control data; the task is suspended until there is room for it.
+  ///
+  /// - Parameters:
+  ///   - payload: The whole datagram.
+  ///   - destination: Where to; nil for where ``connect(to:)`` said.
+  ///   - control: Control messages of any kind.
+  ///   - flags: ``MessageFlags/doNotWait``, ``MessageFlags/more``, or none.
+  /// - Returns: How many bytes of payload were sent: all.
+  /// - Throws: As the `async` method with traits; ``TraitError/Code/systemCall`` with `EINVAL`
+  ///   for a message that the kernel does not take, if there are no traits among them.
+  @discardableResult
+  public func send(
+    _ payload: RawSpan, to destination: InternetAddress? = nil, control: ControlData,
+    flags: MessageFlags = [], isolation actor: isolated (any Actor)? = #isolation
+  ) async throws(TraitError) -> Int {
+    if control.hasTraits { try unsafeFileDescriptor.requireSentTraits() }
+    var generation: UInt64?
+    while true {
+      let sent = try ifRoom(flags, control.traits) { flags throws(Errno) in
+        try unsafeFileDescriptor.sendMessage(
+          payload, to: destination, control: control, flags: flags)
+      }
+      if let sent { return sent }
+      try await waitToSend(&generation, actor)
+    }
+  }
+
+  /// nil if there is nothing now.
+  private func receiveIfThere(
+    _ payload: inout MutableRawSpan, _ flags: MessageFlags
+  ) throws(TraitError) -> ReceivedDatagram? {
+    guard !Task.isCancelled else { throw TraitError(cancelled: "a datagram was waited for") }
+    do throws(TraitError) {
+      return try receiveNow(&payload, flags.union(.doNotWait))
+    } catch {
+      guard error.code == .wouldBlock, !flags.contains(.doNotWait) else { throw error }
+      return nil
+    }
+  }
+
+  /// Calls `send` with flags so that it does not wait.
+  ///
+  /// - Returns: What it returns; nil if there is no room now.
+  private func ifRoom(
+    _ flags: MessageFlags, _ traits: @autoclosure () -> Traits,
+    _ send: (MessageFlags) throws(Errno) -> Int
+  ) throws(TraitError) -> Int? {
+    guard !Task.isCancelled else { throw TraitError(cancelled: "a datagram was to be sent") }
+    do throws(Errno) {
+      return try send(flags.union(.doNotWait))
+    } catch {
+      guard error == .wouldBlock, !flags.contains(.doNotWait) else {
+        throw TraitError(sending: traits(), error)
+      }
+      return nil
+    }
+  }
+
+  /// Waits for a datagram, after a look in vain.
+  ///
+  /// - Returns: Whether one can come: false if the socket is shut down for receiving.
+  func waitToReceive(
+    _ generation: inout UInt64?, _ actor: isolated (any Actor)?
+  ) async throws(TraitError) -> Bool {
+    do throws(Errno) {
+      return try await receiving.wait(for: owner.borrowed, since: &generation, isolation: actor)
+    } catch {
+      throw TraitError(.systemCall, "a datagram cannot be waited for", underlyingError: error)
+    }
+  }
+
+  /// Waits for room for a datagram, after an attempt in vain.
+  func waitToSend(
+    _ generation: inout UInt64?, _ actor: isolated (any Actor)?
+  ) async throws(TraitError) {
+    do throws(Errno) {
+      try await sending.wait(for: owner.borrowed, since: &generation, isolation: actor)
+    } catch {
+      throw TraitError(
+        .systemCall, "room for a datagram cannot be waited for", underlyingError: error)
+    }
   }
 }

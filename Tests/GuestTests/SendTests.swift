@@ -95,6 +95,20 @@ extension Guest {
     return try body()
   }
 
+  /// The same for a call that is awaited.
+  static func insisting<Value>(
+    isolation actor: isolated (any Actor)? = #isolation, _ body: () async throws -> Value
+  ) async throws -> Value {
+    for _ in 0..<200 where profile == "faults" {
+      do { return try await body() } catch let error as TraitError {
+        guard error.underlyingError == .noBufferSpace || error.underlyingError == .noMemory else {
+          throw error
+        }
+      }
+    }
+    return try await body()
+  }
+
   /// Room for control data and payload, for one message of a socket of any kind.
   static func receive(
     _ descriptor: FileDescriptor, flags: MessageFlags = []
@@ -754,6 +768,58 @@ extension Guest {
         return 0
       }
       #expect(received == 100, "it did not come to its end within a minute")
+    }
+
+    @Test("tasks send and receive datagrams with their traits", arguments: Way.allCases)
+    func tasks(way: Way) async throws {
+      let size = TraitSize.bytes8
+      var registry = try RegistryConnection()
+      let key = try registry.add(Guest.uniqueName(), size: size)
+      defer { _ = try? registry.remove(key.id) }
+      let loop = try Loop(way, [key.id])
+      func traits(_ number: Int) throws -> Traits { try Traits([(key.id, Guest.value(size, number))]) }
+      var bytes = [UInt8](repeating: 0, count: 100)
+      for number in 0..<4 {
+        let payload = TagProgram.payload(UInt32(number))
+        try await Guest.insisting {
+          switch number {
+          case 0: _ = try await loop.outbox.send(payload.span.bytes, to: loop.destination)
+          case 1:
+            var control = ControlData()
+            control.append(try traits(number))
+            _ = try await loop.outbox.send(payload.span.bytes, to: loop.destination, control: control)
+          default:
+            _ = try await loop.outbox.send(
+              payload.span.bytes, to: loop.destination, traits: try traits(number))
+          }
+        }
+        let datagram = try await loop.inbox.receive(into: &bytes)
+        #expect(Array(bytes[..<datagram.length]) == payload)
+        #expect(try datagram.traits == (number == 0 ? Traits() : traits(number)))
+      }
+
+      var batch = SendBatch()
+      for number in 0..<8 {
+        batch.append([UInt8(number)].span.bytes, to: loop.destination, traits: try traits(number))
+      }
+      // As it is above: where memory is short all are sent again.
+      try await Guest.insisting {
+        for result in try await loop.outbox.send(batch) {
+          guard case .failure(let error) = result else { continue }
+          while (try? loop.inbox.arrival(flags: .doNotWait)) != nil {}
+          throw error
+        }
+      }
+      var room = ReceiveBatch(capacity: 3, payloadCapacity: 100)
+      var received: [Traits] = []
+      while received.count < 8 {
+        for index in 0..<(try await loop.inbox.receive(into: &room)) {
+          #expect(room.payload(at: index) == [UInt8(received.count)])
+          received.append(try room.datagram(at: index).traits)
+        }
+      }
+      #expect(received == (try (0..<8).map(traits)))
+      loop.expectNothing()
     }
 
     // MARK: Other kinds of sockets

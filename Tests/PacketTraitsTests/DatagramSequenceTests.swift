@@ -51,16 +51,15 @@ struct DatagramSequenceTests {
   func order(family: InternetAddress.Family) async throws {
     let inbox = try loopbackSocket(family)
     let destination = try inbox.localAddress()
-    let outbox = try loopbackSocket(family).release()
-    defer { try? outbox.close() }
     let sequence = try inbox.datagrams(queueCapacity: 3)
     // Half of them before anybody asks.
     let payloads = (0..<50).map { [UInt8](repeating: UInt8($0), count: $0) }
-    for payload in payloads[..<25] { try outbox.sendMessage(payload.span.bytes, to: destination) }
+    for payload in payloads[..<25] { try send(payload, to: destination) }
     let sending = Task {
+      let outbox = try loopbackSocket(family)
       for payload in payloads[25...] {
         try await Task.sleep(for: .milliseconds(2))
-        try outbox.sendMessage(payload.span.bytes, to: destination)
+        try await outbox.send(payload.span.bytes, to: destination)
       }
     }
     var received: [[UInt8]] = []
@@ -198,7 +197,7 @@ struct DatagramSequenceTests {
     #expect(try await iterator.next()?.payload == [0])
     // Those that nobody has asked for are with the kernel still.
     var bytes: [UInt8] = [0]
-    _ = try inbox.receive(into: &bytes, flags: .doNotWait)
+    _ = try await inbox.receive(into: &bytes, flags: .doNotWait)
     #expect(bytes == [4])
     var received: [[UInt8]] = []
     for _ in 0..<4 { received.append(try await iterator.next()?.payload ?? []) }
@@ -221,7 +220,7 @@ struct DatagramSequenceTests {
     }
     var bytes: [UInt8] = [0]
     for number in 3..<5 as Range<UInt8> {
-      _ = try inbox.receive(into: &bytes, flags: .doNotWait)
+      _ = try await inbox.receive(into: &bytes, flags: .doNotWait)
       #expect(bytes == [number])
     }
   }
@@ -274,7 +273,7 @@ struct DatagramSequenceTests {
       // its wait is for a socket that has nothing any more.
       for payload in [both[...0], both[1...]] {
         let bytes = Array(payload)
-        try outbox.send(bytes.span.bytes, to: destination)
+        try await outbox.send(bytes.span.bytes, to: destination)
       }
       var iterator = sequence.makeAsyncIterator()
       let own = try #require(try await iterator.next()).payload[0]
@@ -361,14 +360,14 @@ struct DatagramSequenceTests {
     #expect(try await outcome(last) == [3])
 
     var bytes = [UInt8](repeating: 0, count: 10)
-    let nothing = try inbox.receive(into: &bytes)
+    let nothing = try await inbox.receive(into: &bytes)
     #expect(nothing.length == 0)
     #expect(nothing.source == nil)
     let error = #expect(throws: TraitError.self) { try inbox.receive(into: &bytes, flags: .doNotWait) }
     #expect(error?.code == .wouldBlock)
     var batch = ReceiveBatch(capacity: 4, payloadCapacity: 10)
-    #expect(try inbox.receive(into: &batch) == 1)
-    #expect(try batch.datagram(at: 0).length == 0)
+    #expect(try await inbox.receive(into: &batch) == 1)
+    #expect(batch.datagram(at: 0).length == 0)
     #expect(batch.message(at: 0).source == nil)
   }
 
@@ -441,10 +440,10 @@ struct DatagramSequenceTests {
     }
     try await Task.sleep(for: .milliseconds(20))
     // The answer is that nobody is there (ICMP).
-    try outbox.send(([1] as [UInt8]).span.bytes)
+    try await outbox.send(([1] as [UInt8]).span.bytes)
     #expect(try await waiting.value, "it went on after the error")
 
-    try back.send(([2] as [UInt8]).span.bytes, to: try outbox.localAddress())
+    try await back.send(([2] as [UInt8]).span.bytes, to: try outbox.localAddress())
     for try await datagram in sequence {
       #expect(datagram.payload == [2])
       break
