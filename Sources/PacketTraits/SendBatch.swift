@@ -14,24 +14,25 @@ public import SystemPackage
 /// ```
 public struct SendBatch: Sendable {
   private struct Entry {
-    var payload: Range<Int>
-    var control: Range<Int>
-    var destination: InternetAddress?
+    /// Where its bytes are among all that were ever appended, removed ones included.
+    let payload: Range<Int>
+    let control: Range<Int>
+    let destination: InternetAddress?
     /// Whether there is a message of traits in its control data, well formed or not.
-    var hasTraits: Bool
+    let hasTraits: Bool
     /// Those in its control data.
-    var traits: Traits
+    let traits: Traits
   }
 
-  private var entries: [Entry] = []
-  private var payloads: [UInt8] = []
-  private var controls: [UInt8] = []
+  private var entries = Compacted<Entry>()
+  private var payloads = Compacted<UInt8>()
+  private var controls = Compacted<UInt8>()
 
   /// No datagrams.
   public init() {}
 
   /// How many datagrams there are.
-  public var count: Int { entries.count }
+  public var count: Int { entries.live.count }
 
   /// Appends a datagram with traits of its own; see
   /// ``UDPSocket/send(_:to:traits:flags:)``.
@@ -43,9 +44,9 @@ public struct SendBatch: Sendable {
   public mutating func append(
     _ payload: RawSpan, to destination: InternetAddress? = nil, traits: Traits = Traits()
   ) {
-    let start = controls.count
-    ControlData.withMessage(of: traits) { controls.append(contentsOf: $0) }
-    append(payload, destination, control: start..<controls.count, hasTraits: !traits.isEmpty, traits)
+    let start = controls.end
+    ControlData.withMessage(of: traits) { controls.elements.append(contentsOf: $0) }
+    append(payload, destination, control: start..<controls.end, hasTraits: !traits.isEmpty, traits)
   }
 
   /// Appends a datagram with control data.
@@ -58,10 +59,10 @@ public struct SendBatch: Sendable {
   public mutating func append(
     _ payload: RawSpan, to destination: InternetAddress? = nil, control: ControlData
   ) {
-    let start = controls.count
-    controls.append(contentsOf: control.bytes)
+    let start = controls.end
+    controls.elements.append(contentsOf: control.bytes)
     append(
-      payload, destination, control: start..<controls.count, hasTraits: control.hasTraits,
+      payload, destination, control: start..<controls.end, hasTraits: control.hasTraits,
       control.traits)
   }
 
@@ -69,11 +70,11 @@ public struct SendBatch: Sendable {
     _ payload: RawSpan, _ destination: InternetAddress?, control: Range<Int>, hasTraits: Bool,
     _ traits: Traits
   ) {
-    let start = payloads.count
-    payload.withUnsafeBytes { payloads.append(contentsOf: $0) }
-    entries.append(
+    let start = payloads.end
+    payload.withUnsafeBytes { payloads.elements.append(contentsOf: $0) }
+    entries.elements.append(
       Entry(
-        payload: start..<payloads.count, control: control, destination: destination,
+        payload: start..<payloads.end, control: control, destination: destination,
         hasTraits: hasTraits, traits: traits))
   }
 
@@ -99,60 +100,50 @@ public struct SendBatch: Sendable {
   public mutating func removeFirst(_ number: Int = 1) {
     precondition(number >= 0 && number <= count, "the batch has fewer datagrams")
     entries.removeFirst(number)
-    guard let first = entries.first else { return removeAll(keepingCapacity: true) }
-    // What stands behind them moves up as soon as it is no more than they were: so to
-    // remove all one by one moves no more bytes than there are.
-    let payload = Self.removeStart(of: &payloads, first.payload.lowerBound)
-    let control = Self.removeStart(of: &controls, first.control.lowerBound)
-    guard payload > 0 || control > 0 else { return }
-    for index in entries.indices {
-      let entry = entries[index]
-      entries[index].payload = entry.payload.lowerBound - payload..<entry.payload.upperBound - payload
-      entries[index].control = entry.control.lowerBound - control..<entry.control.upperBound - control
-    }
+    guard let first = entries.live.first else { return removeAll(keepingCapacity: true) }
+    payloads.removeFirst(first.payload.lowerBound - payloads.start)
+    controls.removeFirst(first.control.lowerBound - controls.start)
   }
 
-  /// Removes the first `count` bytes if that is half of them at least.
-  ///
-  /// - Returns: How many were removed.
-  private static func removeStart(of bytes: inout [UInt8], _ count: Int) -> Int {
-    guard count >= bytes.count - count else { return 0 }
-    bytes.removeSubrange(..<count)
-    return count
-  }
+  /// How many bytes the batch holds, those of removed datagrams included.
+  var byteCount: Int { payloads.elements.count + controls.elements.count }
 
-  /// How many bytes it holds, of datagrams that have been removed as well.
-  var byteCount: Int { payloads.count + controls.count }
+  /// How many entries and bytes ``removeFirst(_:)`` has moved so far, for tests.
+  var movedCount: Int { entries.moved + payloads.moved + controls.moved }
 
   /// The traits of one datagram, without those of the socket.
-  func traits(at index: Int) -> Traits { entries[index].traits }
+  func traits(at index: Int) -> Traits { entries.live[entries.live.startIndex + index].traits }
 
-  fileprivate var hasTraits: Bool { entries.contains(where: \.hasTraits) }
+  fileprivate var hasTraits: Bool { entries.live.contains(where: \.hasTraits) }
 
   /// Sends all, and tells of each what came of it.
   fileprivate func send(
     to descriptor: FileDescriptor, flags: MessageFlags, retryOnInterrupt: Bool
   ) -> [Result<Int, Errno>] {
     // The kernel does not write to what it is given: C has no type for that.
-    payloads.withUnsafeBytes { payloads in
-      controls.withUnsafeBytes { controls in
+    payloads.elements.withUnsafeBytes { payloads in
+      controls.elements.withUnsafeBytes { controls in
         let payloadStart = UnsafeMutableRawPointer(mutating: payloads.baseAddress)
         let controlStart = UnsafeMutableRawPointer(mutating: controls.baseAddress)
+        let entries = self.entries.live
+        let payloadOffset = self.payloads.offset
+        let controlOffset = self.controls.offset
         var vectors = entries.map { entry in
           iovec(
-            iov_base: payloadStart.map { $0 + entry.payload.lowerBound }, iov_len: entry.payload.count)
+            iov_base: payloadStart.map { $0 + (entry.payload.lowerBound - payloadOffset) },
+            iov_len: entry.payload.count)
         }
         var destinations = entries.map { $0.destination?.storage ?? (sockaddr_storage(), 0) }
         return vectors.withUnsafeMutableBufferPointer { vectors in
           destinations.withUnsafeMutableBufferPointer { destinations in
-            var headers = entries.indices.map { index in
-              let control = entries[index].control
+            var headers = entries.enumerated().map { index, entry in
+              let control = entry.control
               return ctraits_mmsghdr(
                 header: ctraits_msghdr(
                   name: destinations[index].1 == 0 ? nil : destinations.baseAddress! + index,
                   name_length: destinations[index].1,
                   vector: vectors.baseAddress! + index, vector_length: 1,
-                  control: control.isEmpty ? nil : controlStart! + control.lowerBound,
+                  control: control.isEmpty ? nil : controlStart! + (control.lowerBound - controlOffset),
                   control_length: control.count, flags: 0),
                 length: 0)
             }
@@ -194,6 +185,42 @@ public struct SendBatch: Sendable {
       }
     }
     return results
+  }
+}
+
+/// An array that is removed from at its front. Removed elements stay until they are at least
+/// half of the array, so removing all elements moves fewer than there were.
+private struct Compacted<Element: Sendable>: Sendable {
+  /// Those that are removed and still here, and the live ones.
+  var elements: [Element] = []
+  /// How many elements were before `elements`.
+  private(set) var offset = 0
+  /// How many elements of `elements` are removed.
+  private var removed = 0
+  /// How many elements compacting has moved.
+  private(set) var moved = 0
+
+  var live: ArraySlice<Element> { elements[removed...] }
+
+  /// The number of the first live element, counted from the first one ever appended.
+  var start: Int { offset + removed }
+
+  /// The number of the next element to be appended.
+  var end: Int { offset + elements.count }
+
+  mutating func removeFirst(_ count: Int) {
+    removed += count
+    guard removed >= elements.count - removed else { return }
+    moved += elements.count - removed
+    elements.removeSubrange(..<removed)
+    offset += removed
+    removed = 0
+  }
+
+  mutating func removeAll(keepingCapacity: Bool) {
+    elements.removeAll(keepingCapacity: keepingCapacity)
+    offset = 0
+    removed = 0
   }
 }
 

@@ -157,6 +157,40 @@ struct SendingTests {
     #expect(batch.byteCount == 0)
   }
 
+  @Test("of a batch, removed one by one, moves each datagram and byte once at most", arguments: [1, 7, 64, 1_000])
+  func removing(count: Int) throws {
+    let inbox = try loopbackSocket(.ipv4)
+    let outbox = try loopbackSocket(.ipv4)
+    try outbox.connect(to: try inbox.localAddress())
+    var batch = SendBatch()
+    var total = 0
+    for number in 0..<count {
+      var control = ControlData()
+      control.append(level: .ipv4, type: .init(rawValue: IP_TOS), Int32(number % 64 * 4))
+      // The first ones are large and the last ones small, then the other way round.
+      let length = number % 2 == 0 ? count - number : number + 1
+      batch.append([UInt8](repeating: UInt8(truncatingIfNeeded: number), count: length).span.bytes, control: control)
+      total += 1 + length + control.bytes.count
+    }
+    for number in 0..<count {
+      #expect(batch.count == count - number)
+      batch.removeFirst()
+    }
+    #expect(batch.count == 0)
+    #expect(batch.byteCount == 0)
+    #expect(batch.movedCount <= total, "\(batch.movedCount) of \(total)")
+    // What is appended after removals is what is sent.
+    for number in 0..<5 { batch.append([UInt8(number)].span.bytes) }
+    batch.removeFirst(2)
+    batch.append(([5] as [UInt8]).span.bytes)
+    #expect(try outbox.send(batch).map { try $0.get() } == [1, 1, 1, 1])
+    var bytes: [UInt8] = [0]
+    for number in 2...5 {
+      #expect(try inbox.receive(into: &bytes).length == 1)
+      #expect(bytes == [UInt8(number)])
+    }
+  }
+
   @Test("of a datagram in pieces ends with the first that says so", arguments: families)
   func more(family: InternetAddress.Family) throws {
     let inbox = try loopbackSocket(family)
