@@ -108,8 +108,32 @@ extension FileDescriptor {
     return address
   }
 
+  // One method for each type that a socket option has: a generic one would take a literal as
+  // `Int`, of which the kernel reads the first four bytes.
+
+  /// Sets an option that is an `int` in C.
+  func setOption(_ level: Int32, _ name: Int32, _ value: Int32) throws(Errno) {
+    try setOption(level, name, bytesOf: value)
+  }
+
+  /// Sets an option that is an `unsigned int` in C.
+  func setOption(_ level: Int32, _ name: Int32, _ value: UInt32) throws(Errno) {
+    try setOption(level, name, bytesOf: value)
+  }
+
+  /// Sets an option that is a `__u64` in C.
+  func setOption(_ level: Int32, _ name: Int32, _ value: UInt64) throws(Errno) {
+    try setOption(level, name, bytesOf: value)
+  }
+
+  /// Sets an option that is a `struct timeval` in C.
+  func setOption(_ level: Int32, _ name: Int32, _ value: timeval) throws(Errno) {
+    try setOption(level, name, bytesOf: value)
+  }
+
+  /// Sets an option that is a structure in C.
   func setOption<Value: BitwiseCopyable>(
-    _ level: Int32, _ name: Int32, _ value: Value
+    _ level: Int32, _ name: Int32, bytesOf value: Value
   ) throws(Errno) {
     let status = withUnsafeBytes(of: value) {
       setsockopt(rawValue, level, name, $0.baseAddress, socklen_t($0.count))

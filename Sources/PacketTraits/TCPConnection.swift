@@ -241,7 +241,7 @@ public struct TCPConnection: ~Copyable, Sendable {
     do throws(Errno) {
       if let source {
         // The same port may then go with other destinations (ip(7)).
-        if source.port == 0 { try socket.borrowed.setOption(Int32(IPPROTO_IP), IP_BIND_ADDRESS_NO_PORT, 1) }
+        if source.port == 0 { try socket.borrowed.setOption(Int32(IPPROTO_IP), IP_BIND_ADDRESS_NO_PORT, Int32(1)) }
         try socket.borrowed.bindSocket(to: source)
       }
       try socket.borrowed.connectSocket(to: destination)

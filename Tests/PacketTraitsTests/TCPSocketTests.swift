@@ -53,7 +53,8 @@ func streamBytes(_ count: Int) -> [UInt8] {
 
 /// Closes with a reset.
 func reset(_ connection: consuming TCPConnection) throws {
-  try connection.unsafeFileDescriptor.setOption(SOL_SOCKET, SO_LINGER, linger(l_onoff: 1, l_linger: 0))
+  try connection.unsafeFileDescriptor.setOption(
+    SOL_SOCKET, SO_LINGER, bytesOf: linger(l_onoff: 1, l_linger: 0))
   try connection.close()
 }
 
