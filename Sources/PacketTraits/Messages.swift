@@ -277,10 +277,13 @@ func closingOnExec(_ receive: (Int32) -> Int) -> Int {
 }
 
 extension Traits {
-  /// Whether this kernel has packet traits.
+  /// Returns whether this kernel has packet traits.
   ///
-  /// - Throws: ``TraitError/Code/systemCall`` if no UDP socket of IPv4, or where the kernel
-  ///   lacks that of IPv6, can be had and asked.
+  /// Sets an empty mask of keys and reads it back: some sandboxes accept every socket option and
+  /// ignore those that they do not know.
+  ///
+  /// - Throws: ``TraitError/Code/systemCall`` if neither a UDP socket of IPv4 nor, where the
+  ///   kernel lacks IPv4, one of IPv6 can be opened and asked.
   public static func isSupportedByKernel() throws(TraitError) -> Bool {
     let socket: UDPSocket
     do throws(Errno) {
@@ -289,15 +292,38 @@ extension Traits {
       throw TraitError(
         .systemCall, "there is no socket to ask for packet traits", underlyingError: error)
     }
-    do throws(TraitError) {
-      // To ask for no keys is allowed to all, and is what distinguishes kernels:
-      // getsockopt() answers differently for IPv4 and IPv6.
-      try socket.setReceivedTraits([])
-      return true
-    } catch {
-      guard error.code == .unsupportedKernel else { throw error }
-      return false
+    let descriptor = socket.unsafeFileDescriptor
+    return try isSupported { () throws(Errno) in
+      // Everybody may ask for no keys.
+      try descriptor.setMask(.received, [])
+    } reading: { mask, length throws(Errno) in
+      guard getsockopt(descriptor.rawValue, SOL_TRAITS, TRAITS_RECV, &mask, &length) == 0 else {
+        throw Errno.current
+      }
     }
+  }
+
+  /// Returns whether a socket's options are those of a kernel with packet traits.
+  ///
+  /// - Parameters:
+  ///   - set: Sets `TRAITS_RECV` to a mask of 0.
+  ///   - read: Reads the option into the mask and its length, in bytes.
+  static func isSupported(
+    setting set: () throws(Errno) -> Void,
+    reading read: (inout UInt64, inout socklen_t) throws(Errno) -> Void
+  ) throws(TraitError) -> Bool {
+    var mask = UInt64.max
+    var length = socklen_t(MemoryLayout<UInt64>.size)
+    do throws(Errno) {
+      try set()
+      try read(&mask, &length)
+    } catch {
+      switch error {
+      case .protocolNotAvailable, .notSupportedOnSocket: return false
+      default: throw TraitError(askingFor: [], error)
+      }
+    }
+    return length == socklen_t(MemoryLayout<UInt64>.size) && mask == 0
   }
 
   private static func probe() throws(Errno) -> UDPSocket {
