@@ -250,4 +250,7 @@ extension TraitID: ExpressibleByArgument {
     }
     self.init(rawValue: number)
   }
+
+  /// None: the help would print all 64 numbers.
+  public static var allValueStrings: [String] { [] }
 }

@@ -21,6 +21,9 @@ struct Traitctl: AsyncParsableCommand {
       """,
     subcommands: [Keys.self, Listen.self, Send.self])
 
+  /// Malformed arguments get the prefix that all other errors have.
+  static var _errorPrefix: String { "traitctl: " }
+
   static func main() async {
     // A pipe that nobody reads is then an error of writing, which
     // reportingErrors() takes for the end, and not a signal's death.

@@ -80,6 +80,13 @@ struct TraitctlTests {
     for word in words { #expect(text.contains(word), "\(outcome.output)") }
   }
 
+  @Test("does not list the 64 numbers of keys in a help", arguments: [["keys", "add"], ["keys", "del"]])
+  func shortHelp(command: [String]) throws {
+    let outcome = try Command([try Command.built("traitctl")] + command + ["--help"]).wait()
+    #expect(outcome.status == 0)
+    #expect(!outcome.output.contains("61, 62, 63"), "\(outcome.output)")
+  }
+
   @Test(
     "refuses wrong arguments with exit status 64 and says what is wrong",
     arguments: [
@@ -129,6 +136,7 @@ struct TraitctlTests {
     let outcome = try Command([try Command.built("traitctl")] + arguments).wait()
     #expect(outcome.status == 64)
     #expect(outcome.output.isEmpty)
+    #expect(outcome.errors.hasPrefix("traitctl: "), "\(outcome.errors)")
     #expect(outcome.errors.contains(message), "\(outcome.errors)")
   }
 
