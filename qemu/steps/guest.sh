@@ -309,14 +309,14 @@ help_boot() {
 	Usage: qemu/vm boot [--unpatched | --profile NAME] [--long] [--limit SECONDS] -- COMMAND [ARGUMENTS...]
 
 	Boots the kernel, runs the command in the guest as root, in the clone's directory, and ends with
-	its status.
+	its status. After 300 seconds the guest is ended: '--limit SECONDS' allows more.
 
 	$(help_guest_files 'the directory in PACKET_TRAITS_RESULTS (.build-vm/results/boot)')
 
 	  --unpatched      the kernel without the series
 	  --profile NAME   the patched kernel of 'qemu/vm test --profile NAME'; no allocation is made to fail
 	  --long           tests do as much as with 'qemu/vm test --long'
-	  --limit SECONDS  end the guest after that time (default 300)
+	  --limit SECONDS  end the guest after that time, boot included (default 300)
 
 	Other statuses: 124 time limit, 125 the guest ended without a status, 126 the kernel's log has an
 	oops, a warning, a lockdep or an RCU report. The output and the kernel's log are kept in
@@ -352,8 +352,9 @@ command_boot() {
 	install_packages
 	lock_clone boot
 	prepare_guest "$flavour$SUFFIX"
-	step "guest: $*"
+	step "guest: $* (for at most $limit s)"
 	boot_guest "$RESULTS/boot" "$limit" "$@" || status=$?
+	[ $status -ne 124 ] || detail "'qemu/vm boot --limit SECONDS' gives a guest more time than $limit s"
 	step "guest: ended with status $status after $GUEST_SECONDS s (log: $RESULTS/boot/console.log)"
 	return $status
 }

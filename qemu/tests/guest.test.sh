@@ -52,7 +52,8 @@ test_a_hang_ends_at_the_limit_and_says_where() {
 	guest <<<'console "the last words"; echo "the guest suites" >"$RESULTS/step"; echo unfinished >"$RESULTS/output.log"; sleep 60'
 	vm boot --unpatched --limit 2 -- true
 	ends 124
-	says 'ended after 2 s' 'its last step: the guest suites' '| unfinished' 'the last words'
+	says 'for at most 2 s' 'ended after 2 s' 'its last step: the guest suites' '| unfinished' 'the last words' \
+		"'qemu/vm boot --limit SECONDS' gives a guest more time than 2 s"
 }
 
 test_a_guest_that_dies_without_a_status_is_told() {
