@@ -42,6 +42,8 @@ package final class SocketReadiness: Sendable {
     var generation: UInt64 = 0
     /// Whether epoll(7) tells of changes, all the time, and not once a wait.
     var tellsChanges = false
+    /// How often in a row the poller told of a change that nobody waited for.
+    var idleWakes = 0
     /// Why nobody tells of this socket any more.
     var failure: Errno?
     /// Whether ``close()`` has closed the descriptor.
@@ -138,6 +140,23 @@ package final class SocketReadiness: Sendable {
   /// Ends every wait, and those to come of who has looked before.
   package func resumeAll() { endWaits(.success(())) }
 
+  /// Ends every wait: the poller has something to tell.
+  ///
+  /// Once the poller tells of changes it does so for each datagram, also when no task waits. After
+  /// two such wake-ups in a row it goes back to telling once a wait. Not after the first one,
+  /// which may be of what was there when ``tellChanges()`` was called: a socket that is always
+  /// ready would go back and forth.
+  fileprivate func wake() {
+    state.withLock { state in
+      state.idleWakes = state.waiting.isEmpty && state.tellsChanges ? state.idleWakes + 1 : 0
+      // This tells once more, of what is there by now, and then nothing until the next wait.
+      guard state.idleWakes == 2, !state.isClosed, watch(CTRAITS_READINESS_ONCE) else { return }
+      state.tellsChanges = false
+      state.idleWakes = 0
+    }
+    endWaits(.success(()))
+  }
+
   /// Ends every wait, now and later, with this error.
   fileprivate func fail(_ error: Errno) {
     state.withLock { $0.failure = error }
@@ -159,8 +178,8 @@ package final class SocketReadiness: Sendable {
   ///
   /// As long as there is something in a socket's queue of errors, or in the ring of a
   /// packet socket (packet(7), `PACKET_RX_RING`), which are not for us to read, epoll(7)
-  /// says that the socket is ready. Then only what changes is waited for. So it is if
-  /// something came just now, which costs nothing but a few waits that end in vain.
+  /// says that the socket is ready. Then only what changes is waited for. This also happens
+  /// when something arrives between the caller's look and the poll here.
   ///
   /// - Returns: Whether something can come: false if the socket is shut down for
   ///   receiving (shutdown(2)), and no wait would ever end with something. What
@@ -254,6 +273,8 @@ final class SocketPoller: Sendable {
   }
 
   let epoll: Int32
+  /// How often the thread told a socket, for tests.
+  let wakes = Atomic<Int>(0)
   private let state = Mutex(State())
 
   private static let only = Mutex<SocketPoller?>(nil)
@@ -321,8 +342,9 @@ final class SocketPoller: Sendable {
       }
       for token in tokens[..<Int(count)] {
         let readiness = state.withLock { $0.entries[token]?.readiness }
-        // Outside of the lock: it may be the last who held it.
-        readiness?.resumeAll()
+        wakes.add(1, ordering: .relaxed)
+        // Outside of the lock: this may be the last reference.
+        readiness?.wake()
       }
     }
   }

@@ -393,6 +393,40 @@ struct DatagramSequenceTests {
     for _ in 0..<3 { #expect(try await hasEnded(since: second)) }
   }
 
+  @Test("cost nothing for datagrams that no task waits for")
+  func unwanted() async throws {
+    let inbox = try loopbackSocket()
+    let poller = try SocketPoller()
+    let readiness = try SocketReadiness(duplicating: inbox.unsafeFileDescriptor, poller: poller)
+    // What a datagram between a look in vain and the poll behind it leads to
+    try readiness.tellChanges()
+    for number in 0..<50 {
+      try send([UInt8(number)], to: try inbox.localAddress())
+      try await Task.sleep(for: .milliseconds(2))
+    }
+    // Two that nobody waited for, and one more when the poller stopped telling of changes
+    #expect((1...3).contains(poller.wakes.load(ordering: .relaxed)))
+
+    // A wait works as before, and so does the next one.
+    for _ in 0..<2 {
+      var bytes = [UInt8](repeating: 0, count: 10)
+      for _ in 0..<50 where (try? receiveNow(inbox, &bytes)) == nil { break }
+      let generation = readiness.generation
+      let waiting = Task {
+        try await readiness.wait(since: generation)
+        return !Task.isCancelled
+      }
+      try await Task.sleep(for: .milliseconds(20))
+      try send([1], to: try inbox.localAddress())
+      #expect(try await outcome(waiting))
+    }
+  }
+
+  /// In a function of its own, as an async one would call the method that suspends.
+  private func receiveNow(_ socket: borrowing UDPSocket, _ bytes: inout [UInt8]) throws -> Int {
+    try socket.receive(into: &bytes, flags: .doNotWait).length
+  }
+
   @Test("fail when nobody tells them any more")
   func endOfPoller() async throws {
     let inbox = try loopbackSocket()
